@@ -1,0 +1,151 @@
+"""The direction each kind of optimizer moves one parameter in. `build` adds clipping, decay, rate and sign.
+
+All arithmetic is f32, whatever the stored moment: it is widened, moved, used, then narrowed.
+Every rule is elementwise up to means, so a sharded parameter keeps its layout through it and so does its state.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pretrain.optimizer.config import Adafactor, AdamW, Kind, Lion, Muon
+from pretrain.optimizer.muon import MatrixAxes, orthogonal_update
+
+Slots = dict[str, jax.Array]
+"""What is remembered of one parameter."""
+
+
+class Rule(NamedTuple):
+    init: Callable[[jax.Array], Slots]
+    update: Callable[[jax.Array, Slots, jax.Array, jax.Array], tuple[jax.Array, Slots]]
+    """(f32 gradient, slots, parameter, number of this update from 1) -> (direction to subtract, slots)."""
+
+
+def rule(kind: Kind, axes: MatrixAxes | None) -> Rule:
+    match kind:
+        case AdamW():
+            return _adamw(kind)
+        case Lion():
+            return _lion(kind)
+        case Adafactor():
+            return _adafactor(kind, axes)
+        case Muon():
+            if axes is None:
+                raise ValueError("Muon takes matrices, these parameters have no matrix axes")
+            return _muon(kind, axes)
+
+
+def _ema(slot: jax.Array, value: jax.Array, decay: float) -> jax.Array:
+    # 1 - decay is taken in double precision: in f32 it is 6e-5 off at 0.999.
+    return decay * slot.astype(jnp.float32) + (1 - decay) * value
+
+
+def _one_minus_power(decay: float, count: jax.Array) -> jax.Array:
+    """1 - decay ** count, without the cancellation of its f32 form."""
+    return -jnp.expm1(count * math.log(decay)) if decay else jnp.float32(1)
+
+
+def _adamw(kind: AdamW) -> Rule:
+    def init(param):
+        return {
+            "mean": jnp.zeros_like(param, dtype=kind.first_dtype),
+            "square": jnp.zeros_like(param, dtype=kind.second_dtype),
+        }
+
+    def update(grad, slots, param, count):
+        mean = _ema(slots["mean"], grad, kind.b1)
+        square = _ema(slots["square"], jnp.square(grad), kind.b2)
+        # Both bias corrections are scalars here: the elementwise part is one square root and one division.
+        root = jnp.sqrt(square) * jax.lax.rsqrt(_one_minus_power(kind.b2, count))
+        direction = mean * (1 / _one_minus_power(kind.b1, count)) / (root + kind.eps)
+        return direction, {"mean": mean.astype(kind.first_dtype), "square": square.astype(kind.second_dtype)}
+
+    return Rule(init, update)
+
+
+def _lion(kind: Lion) -> Rule:
+    def init(param):
+        return {"mean": jnp.zeros_like(param, dtype=kind.first_dtype)}
+
+    def update(grad, slots, param, count):
+        direction = jnp.sign(_ema(slots["mean"], grad, kind.b1))
+        return direction, {"mean": _ema(slots["mean"], grad, kind.b2).astype(kind.first_dtype)}
+
+    return Rule(init, update)
+
+
+def _muon(kind: Muon, axes: MatrixAxes) -> Rule:
+    def init(param):
+        return {"mean": jnp.zeros_like(param, dtype=kind.first_dtype)}
+
+    def update(grad, slots, param, count):
+        mean = _ema(slots["mean"], grad, kind.momentum)
+        ahead = _ema(mean, grad, kind.momentum) if kind.nesterov else mean
+        return orthogonal_update(kind, axes, ahead), {"mean": mean.astype(kind.first_dtype)}
+
+    return Rule(init, update)
+
+
+def _adafactor(kind: Adafactor, axes: MatrixAxes | None) -> Rule:
+    """Rows, columns and root mean squares belong to one matrix, so a stack of layers moves as its layers would alone.
+
+    A stack of vectors has no matrix axes and shares its root mean squares. Momentum averages directions before the
+    rate, optax's after it: the same where the rate is constant.
+    """
+
+    def split(param: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """The input and output axes of a matrix worth factoring."""
+        if axes is None:
+            return None
+        ins, outs = axes.input_axes(param.ndim), axes.output_axes(param.ndim)
+        sides = [math.prod(param.shape[i] for i in side) for side in (ins, outs)]
+        return (ins, outs) if min(sides) >= kind.factored_from else None
+
+    def init(param):
+        slots = {}
+        if sides := split(param):
+            slots = {"row": _zeros_without(param, sides[1]), "column": _zeros_without(param, sides[0])}
+        else:
+            slots = {"square": jnp.zeros_like(param, dtype=jnp.float32)}
+        if kind.momentum:
+            slots["mean"] = jnp.zeros_like(param, dtype=kind.momentum.dtype)
+        return slots
+
+    def update(grad, slots, param, count):
+        square = jnp.square(grad) + kind.eps
+        decay = 1 - count.astype(jnp.float32) ** -kind.decay_exponent
+        new = {}
+        if sides := split(param):
+            ins, outs = sides
+            new["row"] = decay * slots["row"] + (1 - decay) * square.mean(outs)
+            new["column"] = decay * slots["column"] + (1 - decay) * square.mean(ins)
+            row, column = jnp.expand_dims(new["row"], outs), jnp.expand_dims(new["column"], ins)
+            # Two inverse roots, not one of the product: the product of two small moments underflows.
+            direction = grad * jax.lax.rsqrt(row / row.mean(ins, keepdims=True)) * jax.lax.rsqrt(column)
+        else:
+            new["square"] = decay * slots["square"] + (1 - decay) * square
+            direction = grad * jax.lax.rsqrt(new["square"])
+        within = tuple(range(axes.batch if axes else 0, param.ndim))
+        if kind.clip_rms:
+            direction = direction / jnp.maximum(1.0, _rms(direction, within) / kind.clip_rms)
+        if kind.minimum_scale:
+            direction = direction * jnp.maximum(_rms(param, within), kind.minimum_scale)
+        if kind.momentum:
+            direction = _ema(slots["mean"], direction, kind.momentum.b1)
+            new["mean"] = direction.astype(kind.momentum.dtype)
+        return direction, new
+
+    return Rule(init, update)
+
+
+def _rms(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axes, keepdims=True))
+
+
+def _zeros_without(param: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """f32 zeros with the remaining axes of `param`, sharded as they are."""
+    left = jax.eval_shape(lambda p: jnp.sum(p, axes, dtype=jnp.float32), param)
+    return jnp.zeros_like(left)
