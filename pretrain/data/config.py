@@ -1,0 +1,171 @@
+"""What a corpus is and how it is read: values only, because the command line loads this file for `--help`.
+
+`pretrain.errors.check` collects the `checks` of the whole tree.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Checks = tuple[tuple[bool, str], ...]
+InvalidText = Literal["replace", "skip", "error"]
+"""What becomes of a document that is not Unicode: U+FFFD in the bad places, a counted drop, or an error."""
+
+
+def _reader_checks(paths: tuple[str, ...], invalid_text: str, max_document_bytes: int) -> Checks:
+    return (
+        (bool(paths) and not isinstance(paths, str), f"paths={paths!r}: expected a tuple of files, folders or globs"),
+        (invalid_text in ("replace", "skip", "error"), f"invalid_text={invalid_text}: expected replace, skip or error"),
+        (max_document_bytes > 0, f"max_document_bytes={max_document_bytes}: expected a positive number of bytes"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles:
+    """One document for each file; `.gz` and `.zst` are decompressed. A folder means every file below it."""
+
+    paths: tuple[str, ...]
+    invalid_text: InvalidText = "replace"
+    max_document_bytes: int = 2**28
+    """More than this in one document is an error: memory stays bounded."""
+
+    def checks(self) -> Checks:
+        return _reader_checks(self.paths, self.invalid_text, self.max_document_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLines:
+    """One document for each line's `field`; `.gz` and `.zst` are decompressed. A folder: every `.jsonl*` below."""
+
+    paths: tuple[str, ...]
+    field: str = "text"
+    invalid_text: InvalidText = "replace"
+    max_document_bytes: int = 2**28
+    """Of one line."""
+
+    def checks(self) -> Checks:
+        return (
+            *_reader_checks(self.paths, self.invalid_text, self.max_document_bytes),
+            (bool(self.field), "field='': expected the name of the field that holds the text"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet:
+    """One document for each row's `column`. A folder means every `.parquet` below it."""
+
+    paths: tuple[str, ...]
+    column: str = "text"
+    invalid_text: InvalidText = "replace"
+    max_document_bytes: int = 2**28
+
+    def checks(self) -> Checks:
+        return (
+            *_reader_checks(self.paths, self.invalid_text, self.max_document_bytes),
+            (bool(self.column), "column='': expected the name of the column that holds the text"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardLibrary:
+    """The sources of the running Python's standard library: real text on every machine."""
+
+    tests: bool = False
+    """Also the library's own tests: 30 MB instead of 12."""
+    limit: int | None = None
+    """Only so many files, evenly spread over the sorted list; None: all."""
+
+    def checks(self) -> Checks:
+        return ((self.limit is None or self.limit > 0, f"limit={self.limit}: expected a positive number or None"),)
+
+
+Source = TextFiles | JsonLines | Parquet | StandardLibrary
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSentencePiece:
+    """Train on a uniform sample of the corpus' training documents."""
+
+    kind: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: int = 32768
+    byte_fallback: bool = True
+    """Without it an unseen character becomes `unk` and its text is lost."""
+    split_digits: bool = True
+    character_coverage: float = 0.9995
+    """Share of the sample's characters that get a piece of their own."""
+    sample_bytes: int = 50_000_000
+    special_tokens: tuple[str, ...] = ()
+    """For example of a chat format: ids of their own that text never produces."""
+
+    def checks(self) -> Checks:
+        tokens, coverage = self.special_tokens, self.character_coverage
+        return (
+            (self.kind in ("bpe", "unigram"), f"kind={self.kind}: expected bpe or unigram"),
+            (
+                self.vocab_size >= 400,
+                f"vocab_size={self.vocab_size}: expected 400 or more (bytes, ASCII, specials)",
+            ),
+            (self.sample_bytes >= 10_000, f"sample_bytes={self.sample_bytes}: expected at least 10000"),
+            (0.5 <= coverage <= 1, f"character_coverage={coverage}: expected a share from 0.5 to 1; 0.9995 is usual"),
+            (len({*tokens, ""}) == len(tokens) + 1, f"special_tokens={tokens}: expected distinct, non-empty strings"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFile:
+    """A sentencepiece `.model`, a Hugging Face `tokenizer.json`, or a folder that holds one."""
+
+    path: str
+
+
+TokenizerConfig = TrainSentencePiece | TokenizerFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Everything that decides the bytes of a prepared folder."""
+
+    source: Source
+    tokenizer: TokenizerConfig = TrainSentencePiece()
+    add_bos: bool = False
+    add_eos: bool = True
+    validation_fraction: float = 0.01
+    """Of documents, chosen by the hash of their text: the same text is never on both sides."""
+    record_tokens: int = 8192
+    """Larger records mean fewer reads for a window, but more bytes read beside it."""
+    unit_bytes: int = 64_000_000
+    """Source bytes behind one shard; one process tokenizes a unit from end to end."""
+
+    def checks(self) -> Checks:
+        fraction, R = self.validation_fraction, self.record_tokens
+        return (
+            (0 <= fraction < 1, f"validation_fraction={fraction}: expected at least 0 and less than 1; 0.01 is usual"),
+            (8 <= R <= 2**24, f"record_tokens={R}: expected 8 to 16777216; 8192 is usual"),
+            (self.unit_bytes > 0, f"unit_bytes={self.unit_bytes}: expected a positive number of bytes"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A corpus and the way in which a run reads it."""
+
+    corpus: CorpusConfig
+    path: str | None = None
+    """The prepared folder; None: the one that the caller names (the run's own)."""
+    sequence_length: int = 1024
+    shuffle: bool = True
+    seed: int = 0
+    workers: int = 0
+    """Processes that build batches; 0: this process."""
+    read_threads: int = 1
+    """In each process; 0: build each batch when it is asked for."""
+    prefetch: int = 2
+    """Batches ready ahead of the step, for each process."""
+
+    def checks(self) -> Checks:
+        return (
+            (self.sequence_length > 0, f"sequence_length={self.sequence_length}: expected a positive number of tokens"),
+            (self.seed >= 0, f"seed={self.seed}: expected 0 or more"),
+            (self.workers >= 0, f"workers={self.workers}: expected 0 or more processes"),
+            (self.read_threads >= 0, f"read_threads={self.read_threads}: expected 0 or more threads"),
+            (self.prefetch > 0, f"prefetch={self.prefetch}: expected 1 or more batches"),
+        )

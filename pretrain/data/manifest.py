@@ -1,0 +1,92 @@
+"""What a prepared folder says about itself, and how it is compared with a config."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.data.config import CorpusConfig
+from pretrain.data.records import publish
+from pretrain.errors import UserError
+
+VERSION = 1
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One shard without its list of source files, which stands in `NAME.json`."""
+
+    name: str
+    documents: int
+    tokens: int
+    text_bytes: int
+    files: dict[str, dict]  # name -> {"bytes", "sha256"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    corpus: dict  # the CorpusConfig as plain values
+    tokenizer: str  # fingerprint
+    vocab_size: int
+    record_tokens: int
+    shards: dict[str, list[Shard]]  # by split, in order
+    dropped: dict[str, int]  # documents left out, by reason
+    version: int = VERSION
+
+    def total(self, split: str, what: str) -> int:
+        """Sum over the split's shards of documents, tokens or text_bytes."""
+        return sum(getattr(shard, what) for shard in self.shards[split])
+
+
+def write_json(path: Path, value) -> None:
+    """Atomically; the same value gives the same bytes."""
+    temporary = path.with_name(f"{path.name}.tmp-0")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    publish(temporary, path)
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"found a damaged {path}, expected JSON, do restore it or prepare into another folder"
+        ) from None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"found no manifest.json in {folder}, expected a prepared corpus, do run pretrain data prepare")
+    value = read_json(path)
+    found = value.get("version") if isinstance(value, dict) else None
+    if found != VERSION:
+        raise UserError(f"found version {found} in {path}, expected {VERSION}, do prepare the corpus anew")
+    try:
+        shards = {split: [Shard(**s) for s in value.pop("shards")[split]] for split in SPLITS}
+        return Manifest(**value, shards=shards)
+    except (KeyError, TypeError):
+        raise UserError(f"found a damaged {path}, expected a manifest, do restore it or prepare anew") from None
+
+
+def plain(config) -> dict:
+    """A config as JSON values; a dataclass also names its type."""
+    if dataclasses.is_dataclass(config):
+        values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **values}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def require_same_corpus(folder: Path, stored: dict, corpus: CorpusConfig) -> None:
+    """Raises, with each key that differs, where `folder` was prepared from another config."""
+    old, new = _flat(stored), _flat(plain(corpus))
+    if changed := [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]:
+        message = "{} holds a corpus with {}={!r}, expected {!r}, do restore the value or prepare into another folder"
+        raise UserError(*(message.format(folder, key, old.get(key), new.get(key)) for key in changed))
+
+
+def _flat(value, path: str = "corpus") -> dict:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {k: v for key, part in value.items() for k, v in _flat(part, f"{path}.{key}").items()}

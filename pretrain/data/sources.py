@@ -1,0 +1,200 @@
+"""Source files as documents, always in the same order, with the place each came from."""
+
+import glob
+import itertools
+import json
+import os
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.data.config import JsonLines, Parquet, Source, StandardLibrary, TextFiles
+from pretrain.data.streams import damage, open_bytes
+from pretrain.errors import UserError
+
+SUFFIXES = {
+    TextFiles: ("",),
+    JsonLines: (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    Parquet: (".parquet",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    text: str  # not empty, without lone surrogates
+    file: str
+    row: int  # line of a JSON Lines file, row of a parquet file, 0 of a text file; counted from 0
+
+
+def list_files(source: Source) -> list[tuple[str, int]]:
+    """Every source file once, sorted by path, with its size in bytes."""
+    if isinstance(source, StandardLibrary):
+        return _standard_library(source)
+    found: dict[str, str] = {}  # real path -> the name it was first found by
+    for pattern in source.paths:
+        matches = [p for p in _expand(pattern, SUFFIXES[type(source)]) if os.path.isfile(p)]
+        if not matches:
+            raise UserError(_nothing_found(pattern, SUFFIXES[type(source)]))
+        for path in matches:
+            found.setdefault(os.path.realpath(path), path)
+    return sorted((path, os.path.getsize(path)) for path in found.values())
+
+
+def _expand(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
+    if os.path.isdir(pattern):  # os.walk does not follow links to folders: a loop cannot trap it
+        names = [os.path.join(folder, name) for folder, _, files in os.walk(pattern) for name in files]
+        return sorted(name for name in names if name.endswith(suffixes))
+    if os.path.exists(pattern):
+        return [pattern]
+    return sorted(glob.glob(pattern, recursive=True))
+
+
+def _nothing_found(pattern: str, suffixes: tuple[str, ...]) -> str:
+    if os.path.isdir(pattern):
+        wanted = " or ".join(s for s in suffixes if s) or "any"
+        return f"found no {wanted} file in {pattern}, expected at least one, do name another folder"
+    if glob.has_magic(pattern):
+        return f"found no file that matches {pattern}, expected at least one, do correct the pattern"
+    return f"found nothing at {pattern}, expected a file, folder or glob, do correct the path"
+
+
+def _standard_library(source: StandardLibrary) -> list[tuple[str, int]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    skip = {"site-packages", "dist-packages", "__pycache__"} | (
+        set() if source.tests else {"test", "tests", "idle_test"}
+    )
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if f not in skip]
+        files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
+    files.sort()
+    if source.limit is not None and source.limit < len(files):
+        files = [files[i * len(files) // source.limit] for i in range(source.limit)]
+    return [(path, os.path.getsize(path)) for path in files]
+
+
+def read_file(source: Source, file: str, dropped: Counter, start: int = 0) -> Iterator[Document]:
+    """The file's documents from row `start` on; `dropped` counts, by reason, those that are left out."""
+    policy = "skip" if isinstance(source, StandardLibrary) else source.invalid_text
+    rows = {JsonLines: _json_rows, Parquet: _parquet_rows}.get(type(source), _text_rows)
+    for row, value in rows(source, file):
+        if row < start:
+            continue
+        text = _decoded(
+            value, policy, f"{file} line {row + 1}" if isinstance(source, JsonLines) else f"{file} row {row}"
+        )
+        if text is None:
+            dropped["invalid text"] += 1
+        elif not text:
+            dropped["empty"] += 1
+        else:
+            yield Document(text, file, row)
+
+
+def read_document(source: Source, file: str, row: int) -> Document:
+    """One document, found again by its place."""
+    document = next(read_file(source, file, Counter(), row), None)
+    if document is None or document.row != row:
+        raise UserError(f"found no document at {file} row {row}, expected the prepared corpus' source, do restore it")
+    return document
+
+
+def read_files(source: Source, files: list[str], dropped: Counter) -> Iterator[Document]:
+    return itertools.chain.from_iterable(read_file(source, file, dropped) for file in files)
+
+
+def _decoded(value: bytes | str, policy: str, where: str) -> str | None:
+    """Text of well-formed Unicode; None where the policy drops the document."""
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        value.encode("utf-8")  # a JSON escape can smuggle half a surrogate pair in
+        return value
+    except UnicodeError as e:
+        if policy == "error":
+            message = f"{where}: found invalid Unicode at offset {e.start}, expected UTF-8"
+            raise UserError(f"{message}, do repair it or set invalid_text to replace or skip") from None
+    if policy == "skip":
+        return None
+    data = value if isinstance(value, bytes) else value.encode("utf-16-le", "surrogatepass")
+    return data.decode("utf-8" if isinstance(value, bytes) else "utf-16-le", "replace")
+
+
+def _too_long(where: str, limit: int) -> UserError:
+    message = f"{where}: found more than {limit} bytes in one document, expected at most max_document_bytes"
+    return UserError(f"{message}, do raise it or split the document")
+
+
+def _text_rows(source: TextFiles | StandardLibrary, file: str) -> Iterator[tuple[int, bytes]]:
+    limit = TextFiles.max_document_bytes if isinstance(source, StandardLibrary) else source.max_document_bytes
+    try:
+        with open_bytes(Path(file)) as stream:
+            data = stream.read(limit + 1)
+    except Exception as e:
+        raise damage(e, file) or e from None
+    if len(data) > limit:
+        raise _too_long(file, limit)
+    yield 0, data
+
+
+def _json_rows(source: JsonLines, file: str) -> Iterator[tuple[int, str | bytes]]:
+    row = 0
+    try:
+        with open_bytes(Path(file)) as stream:
+            while line := stream.readline(source.max_document_bytes + 1):
+                where = f"{file} line {row + 1}"
+                if len(line) > source.max_document_bytes:
+                    raise _too_long(where, source.max_document_bytes)
+                yield row, _field(source, line, where) if line.strip() else ""
+                row += 1
+    except (UserError, GeneratorExit):
+        raise
+    except Exception as e:
+        raise damage(e, f"{file} line {row + 1}") or e from None
+
+
+def _field(source: JsonLines, line: bytes, where: str) -> str | bytes:
+    # Bytes that are not UTF-8 pass the parser as lone surrogates and are judged afterwards like any other.
+    try:
+        record = json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as e:
+        reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
+        raise UserError(f"{where}: found broken JSON ({reason}), expected one object, do repair the line") from None
+    if not isinstance(record, dict):
+        message = f"{where}: found a JSON {type(record).__name__}, expected an object with {source.field!r}"
+        raise UserError(f"{message}, do repair the line")
+    text = record.get(source.field)
+    if not isinstance(text, str):
+        what = f"fields {', '.join(map(repr, sorted(record)))}" if text is None else f"a {type(text).__name__}"
+        message = f"{where}: found {what}, expected text in {source.field!r}"
+        raise UserError(f"{message}, do set the source's field or repair the line".replace("\n", " "))
+    return text
+
+
+def _parquet_rows(source: Parquet, file: str) -> Iterator[tuple[int, str | bytes]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError("found no pyarrow, expected it for parquet, do pip install 'pretrain[parquet]'") from None
+    try:
+        with pq.ParquetFile(file) as parquet:
+            kinds = {f.name: f.type for f in parquet.schema_arrow}
+            texts = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+            if kinds.get(source.column) not in texts:
+                columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+                message = f"{file}: found columns {columns}, expected text in {source.column!r}"
+                raise UserError(f"{message}, do set the source's column".replace("\n", " "))
+            row = 0
+            for batch in parquet.iter_batches(batch_size=256, columns=[source.column]):
+                # Bytes, because pyarrow raises on a whole batch when one string in it is not UTF-8.
+                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
+                    if len(value or b"") > source.max_document_bytes:
+                        raise _too_long(f"{file} row {row}", source.max_document_bytes)
+                    yield row, value or b""
+                    row += 1
+    except (pa.ArrowException, OSError) as e:
+        reason = " ".join(str(e).split())
+        raise UserError(f"{file}: found damaged parquet ({reason}), expected a whole file, do copy it anew") from None
