@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Manifest:
 
 def write_json(path: Path, value) -> None:
     """Atomically; the same value gives the same bytes."""
-    temporary = path.with_name(f"{path.name}.tmp-0")
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     publish(temporary, path)
 
@@ -64,8 +65,8 @@ def read_manifest(folder: Path) -> Manifest:
     if found != VERSION:
         raise UserError(f"found version {found} in {path}, expected {VERSION}, do prepare the corpus anew")
     try:
-        shards = {split: [Shard(**s) for s in value.pop("shards")[split]] for split in SPLITS}
-        return Manifest(**value, shards=shards)
+        shards = {split: [Shard(**s) for s in value["shards"][split]] for split in SPLITS}
+        return Manifest(**{**value, "shards": shards})
     except (KeyError, TypeError):
         raise UserError(f"found a damaged {path}, expected a manifest, do restore it or prepare anew") from None
 

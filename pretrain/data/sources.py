@@ -62,9 +62,9 @@ def _nothing_found(pattern: str, suffixes: tuple[str, ...]) -> str:
 
 def _standard_library(source: StandardLibrary) -> list[tuple[str, int]]:
     root = Path(sysconfig.get_path("stdlib"))
-    skip = {"site-packages", "dist-packages", "__pycache__"} | (
-        set() if source.tests else {"test", "tests", "idle_test"}
-    )
+    skip = {"site-packages", "dist-packages", "__pycache__"}
+    if not source.tests:
+        skip |= {"test", "tests", "idle_test"}
     files = []
     for folder, folders, names in os.walk(root):
         folders[:] = [f for f in folders if f not in skip]
@@ -82,9 +82,8 @@ def read_file(source: Source, file: str, dropped: Counter, start: int = 0) -> It
     for row, value in rows(source, file):
         if row < start:
             continue
-        text = _decoded(
-            value, policy, f"{file} line {row + 1}" if isinstance(source, JsonLines) else f"{file} row {row}"
-        )
+        where = f"{file} line {row + 1}" if isinstance(source, JsonLines) else f"{file} row {row}"
+        text = _decoded(value, policy, where)
         if text is None:
             dropped["invalid text"] += 1
         elif not text:

@@ -181,12 +181,13 @@ def sample(texts: Iterable[str], size: int) -> list[str]:
     heap: list[tuple[int, str]] = []  # the largest hash on top: it leaves first
     total, seen = 0, set()
     for text in texts:
-        data = text.encode("utf-8", "surrogatepass")[: size // 8]
+        text = text.encode()[: size // 8].decode("utf-8", "ignore")
+        data = text.encode()
         rank = -int.from_bytes(hashlib.blake2b(data, digest_size=8, person=b"sample").digest(), "big")
         if rank in seen or (total >= size and rank < heap[0][0]):
             continue
         seen.add(rank)
-        heapq.heappush(heap, (rank, data.decode("utf-8", "ignore")))
+        heapq.heappush(heap, (rank, text))
         total += len(data)
         while total > size:
             rank, text = heapq.heappop(heap)

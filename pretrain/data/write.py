@@ -3,7 +3,8 @@
 The source files are divided into units that do not depend on the number of workers; one process turns a unit into one
 shard for each split. A shard is done when its NAME.json stands; everything before that is written again.
 
-    FOLDER/plan.json  tokenizer/  train-00000.{array_record,documents.array_record,json}  validation-00000...  manifest.json
+    FOLDER/plan.json  tokenizer/  manifest.json
+    FOLDER/{train,validation}-00000.{array_record,documents.array_record,json}
 """
 
 import fcntl

@@ -1,0 +1,157 @@
+"""A prepared split as one long stream of tokens, read anywhere by arithmetic.
+
+The stream is all shards in order. Memory: a few numbers for each shard and some open files.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.data.manifest import read_json, read_manifest
+from pretrain.data.records import DOCUMENT_FIELDS, DOCUMENTS_A_RECORD, Record, decode_record, sha256
+from pretrain.errors import UserError
+
+OPEN_FILES = 64  # kept open by a process
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of one document's tokens in a window, and where the document came from."""
+
+    start: int  # in the window
+    length: int
+    shard: str
+    document: int  # in the shard
+    offset: int  # tokens of the document (with its bos) before this run
+    file: str
+    row: int
+
+
+class Split:
+    """Opens without reading any token; raises UserError where a shard is missing or has another size."""
+
+    def __init__(self, folder: str | os.PathLike, name: str):
+        self.folder, self.name = Path(folder), name
+        manifest = read_manifest(self.folder)
+        self.fingerprint, self.vocab_size = manifest.tokenizer, manifest.vocab_size
+        self.record_tokens = manifest.record_tokens
+        self.shards = [s for s in manifest.shards[name] if s.tokens]
+        self.tokens, self.documents, self.text_bytes = (
+            manifest.total(name, what) for what in ("tokens", "documents", "text_bytes")
+        )
+        self._ends = np.cumsum([0] + [s.tokens for s in self.shards])  # entry i: where shard i begins
+        self._readers: OrderedDict[str, object] = OrderedDict()
+        self._lock = threading.Lock()
+        problems = [p for shard in self.shards for p in self._size_problems(shard)]
+        if problems:
+            raise UserError(*problems)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_readers": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Text bytes of the whole split over its tokens (bos and eos counted): turns nats a token into bits a byte."""
+        return self.text_bytes / self.tokens
+
+    def windows(self, length: int) -> int:
+        return -(-self.tokens // length)
+
+    def fill(self, position: int, tokens: np.ndarray, starts: np.ndarray) -> int:
+        """Copies the window at `position`, returns how many of its T tokens exist.
+
+        `tokens` [T+1] receives the window and its look-ahead token, `starts` [T+1] (bool, zeros) marks document starts;
+        the end of a shard counts as one. Past the end of the stream both are left as they are.
+        """
+        done, T = 0, len(tokens) - 1
+        while done < T and position + done < self.tokens:
+            record, at = self._record(position + done)
+            n = min(len(record.tokens) - 1 - at, T - done)
+            tokens[done : done + n + 1] = record.tokens[at : at + n + 1]
+            places = record.boundaries
+            places = places[np.searchsorted(places, at) : np.searchsorted(places, at + n, "right")]
+            starts[places.astype(np.int64) + (done - at)] = True
+            done += n
+        return done
+
+    def pieces(self, position: int, length: int) -> list[Piece]:
+        """The documents behind a window, in order, read from the records' own headers."""
+        out, end = [], min(position + length, self.tokens)
+        at = position
+        while at < end:
+            shard = int(np.searchsorted(self._ends, at, "right")) - 1
+            record, inside = self._record(at)
+            before = int(np.searchsorted(record.boundaries, inside, "right"))
+            opens_document = record.boundaries.size and record.boundaries[0] == 0  # then it is `first_document` itself
+            document = record.first_document + before - (1 if opens_document else 0)
+            offset = inside - int(record.boundaries[before - 1]) if before else record.offset + inside
+            file, row, _, tokens = self.document(shard, document)
+            n = min(tokens - offset, end - at)
+            out.append(Piece(at - position, n, self.shards[shard].name, document, offset, file, row))
+            at += n
+        return out
+
+    def document(self, shard: int, number: int) -> tuple[str, int, int, int]:
+        """Source file, row in it, bytes of text and tokens of a document."""
+        name = self.shards[shard].name
+        data = self._read(f"{name}.documents.array_record", number // DOCUMENTS_A_RECORD)
+        table = np.frombuffer(data, "<i8").reshape(-1, DOCUMENT_FIELDS)
+        file, row, text_bytes, tokens = (int(x) for x in table[number % DOCUMENTS_A_RECORD])
+        return read_json(self.folder / f"{name}.json")["sources"][file], row, text_bytes, tokens
+
+    def verify(self) -> None:
+        """Reads every file; raises UserError naming each that does not have the manifest's sha256."""
+        problems = []
+        for shard in self.shards:
+            for name, stated in shard.files.items():
+                if sha256(self.folder / name) != stated["sha256"]:
+                    problems.append(f"found other bytes in {self.folder / name}, expected the manifest's, {_REPAIR}")
+        if problems:
+            raise UserError(*problems)
+
+    def _size_problems(self, shard):
+        for name, stated in shard.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                yield f"found no {path}, expected {stated['bytes']} bytes, {_REPAIR}"
+            elif (size := path.stat().st_size) != stated["bytes"]:
+                yield f"found {size} bytes in {path}, expected {stated['bytes']}, {_REPAIR}"
+
+    def _record(self, position: int) -> tuple[Record, int]:
+        """The record that holds a token, and the token's place in it."""
+        shard = int(np.searchsorted(self._ends, position, "right")) - 1
+        number, inside = divmod(position - int(self._ends[shard]), self.record_tokens)
+        name = f"{self.shards[shard].name}.array_record"
+        record = decode_record(self._read(name, number))
+        if record.position != number * self.record_tokens:
+            raise UserError(f"found another record at {number} in {self.folder / name}, expected its own, {_REPAIR}")
+        return record, inside
+
+    def _read(self, file: str, record: int) -> bytes:
+        try:
+            return self._reader(file).read([record])[0]
+        except (RuntimeError, ValueError, IndexError, OSError) as e:
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"found damage in {self.folder / file} ({reason}), expected a record, {_REPAIR}") from None
+
+    def _reader(self, file: str):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        with self._lock:
+            reader = self._readers.pop(file, None)
+            if reader is None:
+                reader = ArrayRecordReader(str(self.folder / file), "readahead_buffer_size:0")
+            self._readers[file] = reader
+            while len(self._readers) > OPEN_FILES:
+                self._readers.popitem(last=False)
+            return reader
+
+
+_REPAIR = "do restore it or delete this folder and prepare anew"
