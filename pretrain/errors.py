@@ -1,4 +1,8 @@
-"""The two ways in which a command can end badly that are not our fault. Imports nothing; every floor may use it."""
+"""How a command ends badly without being our fault, and how a config says so. Every floor may use it."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 
 class UserError(Exception):
@@ -19,3 +23,26 @@ class UserError(Exception):
 
 class CheckFailed(UserError):
     """A check that the user asked for did not hold (`doctor`, `export --check`, `certify`); exit code 3."""
+
+
+def problems(config: Any, path: str = "") -> Iterator[str]:
+    """Every check that does not hold in a tree of dataclasses, each with the path of the field it stands at.
+
+    A dataclass states its checks in a method `checks() -> tuple[(holds, message), ...]`.
+    """
+    if isinstance(config, tuple):
+        for i, item in enumerate(config):
+            yield from problems(item, f"{path}.{i}" if path else str(i))
+    if not is_dataclass(config):
+        return
+    for holds, message in getattr(config, "checks", tuple)():
+        if not holds:
+            yield f"{path}.{message}" if path else message
+    for f in fields(config):
+        yield from problems(getattr(config, f.name), f"{path}.{f.name}" if path else f.name)
+
+
+def check(config: Any, path: str = "") -> None:
+    """Raises one UserError with every problem of the tree."""
+    if found := tuple(dict.fromkeys(problems(config, path))):
+        raise UserError(*found)

@@ -1,0 +1,76 @@
+"""How parameters come to be: their names for axes, their distribution, their layout from the first moment."""
+
+import math
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pretrain.models.config import InitConfig, TransformerConfig
+from pretrain.sharding import place
+from pretrain.sharding.axes import Axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """Makes the parameters of one module. `stacked` adds a leading `layers` axis to every shape."""
+
+    config: InitConfig
+    d_model: int
+    layers: int
+    branches: int
+    """Residual branches of the deepest stack: two a block without cross attention."""
+    rngs: nnx.Rngs
+    stacked: int | None = None
+
+    @staticmethod
+    def of(config: TransformerConfig, rngs: nnx.Rngs) -> "Init":
+        blocks = config.stack.blocks
+        branches = sum(1 + (b.mlp is not None) + (b.cross is not None) for b in blocks)
+        return Init(config=config.init, d_model=config.d_model, layers=len(blocks), branches=branches, rngs=rngs)
+
+    def stack(self, layers: int) -> "Init":
+        return replace(self, stacked=layers)
+
+    def matrix(self, *dims: tuple[Axis, int], inputs: int = 1, residual: bool = False) -> nnx.Param:
+        """A linear map: the first `inputs` dimensions are contracted, the others come out.
+
+        `residual`: it writes to the residual stream.
+        """
+        c, fan_in = self.config, math.prod(size for _, size in dims[:inputs])
+        std = {"normal": c.std, "fan_in": fan_in**-0.5, "small": math.sqrt(2 / (5 * self.d_model))}[c.kind]
+        if residual and c.residual == "depth":
+            std /= math.sqrt(self.branches)
+        elif residual and c.residual == "wang":
+            std = 2 / (self.layers * math.sqrt(self.d_model))
+        return self._param(dims, std=std, truncate=c.kind == "fan_in", inputs=inputs)
+
+    def table(self, *dims: tuple[Axis, int]) -> nnx.Param:
+        """Rows looked up by number."""
+        return self._param(dims, std=self.config.std if self.config.embed_std is None else self.config.embed_std)
+
+    def vector(self, value: float, *dims: tuple[Axis | None, int]) -> nnx.Param:
+        """A norm's scale or a bias."""
+        return self._param(dims, fill=value)
+
+    def _param(self, dims, *, std=0.0, truncate=False, fill=None, inputs=None) -> nnx.Param:
+        axes = tuple(axis for axis, _ in dims)
+        shape = tuple(size for _, size in dims)
+        if self.stacked is not None:
+            axes, shape = ("layers", *axes), (self.stacked, *shape)
+        spec = place.stored_spec(axes)
+        if fill is not None:
+            value = jnp.full(shape, fill, jnp.float32, out_sharding=spec)
+        elif truncate:
+            # 0.8796 is the standard deviation of a normal cut at 2 sigma (as in jax.nn.initializers).
+            value = jax.random.truncated_normal(self.rngs.params(), -2, 2, shape, out_sharding=spec) * (std / 0.87962566)
+        else:
+            value = jax.random.normal(self.rngs.params(), shape, out_sharding=spec) * std
+        return nnx.Param(value, axes=axes, inputs=inputs)
+
+
+def weight(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+    """A parameter as a layer uses it: in the compute type, gathered from the way it is stored."""
+    value = param[...]
+    return place.gather(value, param.axes[-value.ndim :] if value.ndim else (), dtype)

@@ -1,0 +1,89 @@
+"""Attention itself: queries, keys and values in, mixed values out. Written for the arrays of one device."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+Implementation = Literal["auto", "reference", "blockwise"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["q_segments_BT", "kv_segments_BS", "q_index_T", "kv_index_S"],
+    meta_fields=["causal", "window"],
+)
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Which keys a query sees: those of its segment, not ahead of it (`causal`), less than `window` behind it.
+
+    Segment 0 is padding: it sees nothing and nobody sees it. Both segment arrays or none.
+    An index is a place in the row or a slot of the cache; by default they count from 0.
+    """
+
+    q_segments_BT: jax.Array | None = None
+    kv_segments_BS: jax.Array | None = None
+    q_index_T: jax.Array | None = None
+    kv_index_S: jax.Array | None = None
+    causal: bool = True
+    window: int | None = None
+
+    def visible(self, q_length: int, kv_length: int) -> jax.Array | None:
+        """visible_BTS or, without segments, visible_1TS; None where every query sees every key."""
+        seen = []
+        if self.causal or self.window is not None:
+            q_T1 = (jnp.arange(q_length) if self.q_index_T is None else self.q_index_T)[:, None]
+            kv_1S = (jnp.arange(kv_length) if self.kv_index_S is None else self.kv_index_S)[None, :]
+            seen += [(kv_1S <= q_T1)[None]] if self.causal else []
+            seen += [(kv_1S > q_T1 - self.window)[None]] if self.window is not None else []
+        if (self.q_segments_BT is None) != (self.kv_segments_BS is None):
+            raise ValueError("found segments of queries or of keys only; a mask takes both or none")
+        if self.q_segments_BT is not None:
+            q_BT1, kv_B1S = self.q_segments_BT[:, :, None], self.kv_segments_BS[:, None, :]
+            seen.append((q_BT1 == kv_B1S) & (q_BT1 != 0))
+        return None if not seen else jax.tree.reduce(jnp.logical_and, seen)
+
+
+def attention(
+    q_BTKGH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    mask: Mask,
+    scale: float,
+    softcap: float | None = None,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """o_BTKGH, softmax(softcap * tanh(scale * q k / softcap)) v over the visible keys; 0 where a query sees no key.
+
+    `softcap` as in Gemma 2 (arXiv:2408.00118, section 2). "auto" picks by platform and shape, never by values.
+    """
+    from pretrain.models.layers.blockwise import blockwise_attention, fits
+
+    if implementation == "auto":
+        on_cpu = jax.default_backend() == "cpu"
+        implementation = "blockwise" if on_cpu and fits(mask) else "reference"
+    kernel = blockwise_attention if implementation == "blockwise" else reference_attention
+    return kernel(q_BTKGH, k_BSKH, v_BSKH, mask=mask, scale=scale, softcap=softcap)
+
+
+def reference_attention(
+    q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, mask: Mask, scale: float, softcap: float | None = None
+) -> jax.Array:
+    """The definition, logits and softmax in f32: judge of every other implementation, and what decoding uses."""
+    logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
+    visible = mask.visible(q_BTKGH.shape[1], k_BSKH.shape[1])
+    if visible is not None:
+        visible = visible[:, None, None]
+        # Finite, so that a row which sees nothing stays finite backwards too; the second select makes it 0.
+        logits_BKGTS = jnp.where(visible, logits_BKGTS, jnp.finfo(jnp.float32).min)
+    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+    if visible is not None:
+        weights_BKGTS = jnp.where(visible, weights_BKGTS, 0.0)
+    o_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH)
+    return checkpoint_name(o_BTKGH, "attention")

@@ -1,0 +1,101 @@
+"""Moves arrays to where the rules want them. The only file that spells a `PartitionSpec`.
+
+Everything here is the identity outside `use(mesh, rules)` and on one device, so a model runs without a mesh too.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pretrain.sharding.axes import Axis
+from pretrain.sharding.rules import AxisRules, Table, assign
+
+Axes = tuple[Axis | None, ...]
+_rules: ContextVar[AxisRules] = ContextVar("rules", default=AxisRules())
+
+
+@contextmanager
+def use(mesh: jax.sharding.Mesh, rules: AxisRules) -> Iterator[None]:
+    """Functions traced inside are laid out by these rules over this mesh."""
+    token = _rules.set(rules)
+    try:
+        with jax.set_mesh(mesh):
+            yield
+    finally:
+        _rules.reset(token)
+
+
+def _sizes() -> dict[str, int]:
+    return dict(jax.sharding.get_abstract_mesh().shape)
+
+
+def _trivial() -> bool:
+    return all(size == 1 for size in _sizes().values())
+
+
+def _spec(axes: Axes, table: Table) -> P:
+    return P(*(m or None for m in assign(axes, table, _sizes())))
+
+
+def spec(*axes: Axis | None) -> P:
+    """The layout of an activation with these logical axes."""
+    return _spec(axes, _rules.get().used)
+
+
+def stored_spec(axes: Axes) -> P | None:
+    """The layout at rest of a parameter with these logical axes; None where there is nothing to lay out."""
+    return None if _trivial() else _spec(axes, _rules.get().stored)
+
+
+def stored(axes: Axes, mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The same as a sharding of concrete arrays."""
+    return NamedSharding(mesh, _spec(axes, _rules.get().stored))
+
+
+def constrain(x: jax.Array, *axes: Axis | None) -> jax.Array:
+    """`x` laid out as an activation with these logical axes."""
+    return x if _trivial() else jax.sharding.reshard(x, spec(*axes))
+
+
+def gather(w: jax.Array, axes: Axes, dtype: jnp.dtype) -> jax.Array:
+    """A stored parameter as it is used: cast first, so that the wire carries the compute type."""
+    w = w.astype(dtype)
+    return w if _trivial() else jax.sharding.reshard(w, _spec(axes, _rules.get().used))
+
+
+def project(x: jax.Array, w: jax.Array, *axes: Axis | None, contract: int = 1, dtype: jnp.dtype | None = None) -> jax.Array:
+    """`x[..., IN] @ w[IN, ...]` over the last/first `contract` dimensions; the result has the given logical axes."""
+    if _trivial():
+        return _project_flat(x, w, contract, dtype)
+    left, right = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
+    return jax.lax.dot_general(
+        x, w, ((left, right), ((), ())), preferred_element_type=dtype or x.dtype, out_sharding=spec(*axes)
+    )
+
+
+def _project_flat(x: jax.Array, w: jax.Array, contract: int, dtype: jnp.dtype | None) -> jax.Array:
+    """The same as one plain matrix product: XLA's CPU compiler transposes the gradient of anything wider."""
+    lead, out = x.shape[: x.ndim - contract], w.shape[contract:]
+    inner = math.prod(w.shape[:contract])
+    y = jnp.matmul(x.reshape(-1, inner), w.reshape(inner, -1), preferred_element_type=dtype or x.dtype)
+    return y.reshape(*lead, *out)
+
+
+def take(table: jax.Array, ids: jax.Array, *axes: Axis | None) -> jax.Array:
+    """`table[ids]` with the given logical axes; ids outside the table give NaN rather than a neighbour's row."""
+    if _trivial():
+        return table.at[ids].get(mode="fill", fill_value=jnp.nan)
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=spec(*axes))
+
+
+def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes) -> Callable:
+    """`function` run by each device on its own shard of arguments with these logical axes (None: whole everywhere)."""
+    if _trivial():
+        return function
+    return jax.shard_map(function, in_specs=tuple(spec(*a) if a else P() for a in in_axes), out_specs=spec(*out_axes))
