@@ -1,6 +1,7 @@
 """The assembled update: decay, clipping, freezing, group rates, what the state says."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,8 @@ def test_the_state_keeps_its_shapes_and_types_through_an_update(config):
     tx = build(config, NAMES, AXES, 10)
     before = jax.eval_shape(tx.init, PARAMS)
     _, after = jax.eval_shape(tx.update, PARAMS, before, PARAMS)
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    assert describe(before) == describe(after)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
+    assert all(jax.tree.leaves(same))
 
 
 def test_frozen_parameters_do_not_move_have_no_state_and_do_not_count_in_the_norm():
@@ -109,12 +110,10 @@ def test_an_update_clips_as_clip_by_global_norm_does():
     grads = jax.tree.map(lambda p: p * jnp.arange(p.size).reshape(p.shape), PARAMS)
     kind = AdamW(eps=1.0)  # Without a large eps AdamW's first step does not see the gradient's size.
     clipped, norm = clip_by_global_norm(grads, 1.0)
-    np.testing.assert_allclose(norm, optax.global_norm(grads), rtol=1e-6)
+    np.testing.assert_allclose(norm, np.linalg.norm(np.concatenate([np.ravel(g) for g in grads.values()])), rtol=1e-6)
     np.testing.assert_allclose(global_norm(jax.tree.leaves(clipped)), 1.0, rtol=1e-6)
-    (a, state), (b, _) = (
-        step(replace(CONFIG, kind=kind), grads),
-        step(replace(CONFIG, kind=kind, clip_norm=None), clipped),
-    )
+    a, state = step(replace(CONFIG, kind=kind), grads)
+    b, _ = step(replace(CONFIG, kind=kind, clip_norm=None), clipped)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
     np.testing.assert_array_equal(state.grad_norm, norm)
 
@@ -134,15 +133,17 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm():
 
 def test_any_pytree_with_registered_nodes_and_none_children_works():
     @jax.tree_util.register_dataclass
+    @dataclass
     class Block:
-        def __init__(self, weight, bias, mask):
-            self.weight, self.bias, self.mask = weight, bias, mask
+        weight: Any
+        missing: Any
+        bias: Any
 
     params = [Block(jnp.ones((4, 4)), None, jnp.ones(4))]
     tx = build(CONFIG, [Block("0/weight", None, "0/bias")], [Block((0, 1, 1), None, None)], 10)
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     assert type(updates[0]) is Block
-    assert updates[0].bias is None
+    assert updates[0].missing is None
     assert set(state.slots) == {"0/weight", "0/bias"}
 
 

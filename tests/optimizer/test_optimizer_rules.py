@@ -39,7 +39,8 @@ def assert_close(a, b, tolerance):
 
 def test_adamw_is_torchs_adamw():
     torch = pytest.importorskip("torch")
-    params = draw(0, (16, 8), (8,), (3, 4, 5))
+    # As small as initialised weights are: near 1, fifty roundings of the parameter alone come to 1e-6.
+    params = jax.tree.map(lambda p: 0.1 * p, draw(0, (16, 8), (8,), (3, 4, 5)))
     config = replace(PLAIN, kind=AdamW(b2=0.999), groups=(Group(pattern="p1", weight_decay=0.0), Group(pattern="")))
     theirs = {k: torch.nn.Parameter(torch.tensor(np.array(p))) for k, p in params.items()}
     decayed = {"params": [theirs["p0"], theirs["p2"]], "weight_decay": 0.1}
