@@ -99,3 +99,11 @@ def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes) 
     if _trivial():
         return function
     return jax.shard_map(function, in_specs=tuple(spec(*a) if a else P() for a in in_axes), out_specs=spec(*out_axes))
+
+
+def deal(x: jax.Array, hands: int) -> jax.Array:
+    """[batch, ...] -> [hands, batch / hands, ...]: row r goes to hand r mod `hands`, so that each device keeps its rows."""
+    rest = (None,) * (x.ndim - 1)
+    shape = (x.shape[0] // hands, hands, *x.shape[1:])
+    x = x.reshape(shape) if _trivial() else jax.lax.reshape(x, shape, out_sharding=spec("batch", None, *rest))
+    return jax.numpy.swapaxes(x, 0, 1)

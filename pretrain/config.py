@@ -1,0 +1,189 @@
+"""A run as a value. Everything that decides its numbers is here; nothing here imports jax."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pretrain.data.config import DataConfig
+from pretrain.errors import check
+from pretrain.models.config import TransformerConfig
+from pretrain.optimizer.config import OptimizerConfig
+from pretrain.sharding.mesh import MeshConfig
+from pretrain.sharding.rules import AxisRules
+
+Checks = tuple[tuple[bool, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    chunk: int = 128
+    """Tokens of each row whose logits exist at the same time."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2 (PaLM, Chowdhery et al. 2022, section 5); 1e-4 is usual."""
+    label_smoothing: float = 0.0
+
+    def checks(self) -> Checks:
+        return (
+            (self.chunk > 0, f"chunk={self.chunk}: expected a positive number of tokens; 128 is usual"),
+            (self.z_loss >= 0, f"z_loss={self.z_loss}: expected 0 or more; 1e-4 is usual"),
+            (
+                0 <= self.label_smoothing < 1,
+                f"label_smoothing={self.label_smoothing}: expected a share below 1; 0.1 is usual",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Predict each token from those before it in its document."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    rows: int
+    """Of the global batch, whatever the mesh."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are summed before one update."""
+
+    def checks(self) -> Checks:
+        return (
+            (self.rows > 0, f"rows={self.rows}: expected a positive number of rows"),
+            (
+                self.accumulate > 0 and self.rows % max(self.accumulate, 1) == 0,
+                f"accumulate={self.accumulate} does not divide rows={self.rows}; choose a divisor",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: int = 1000
+    """Steps between checkpoints; the last step is saved too."""
+    keep_latest: int = 2
+    keep_best: int = 1
+    """By validation loss, beside the latest."""
+
+    def checks(self) -> Checks:
+        return (
+            (self.every > 0, f"every={self.every}: expected a positive number of steps"),
+            (self.keep_latest > 0, f"keep_latest={self.keep_latest}: expected at least 1, or nothing could be resumed"),
+            (self.keep_best >= 0, f"keep_best={self.keep_best}: expected 0 or more"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    every: int = 1000
+    """Steps between looks at the validation split; the last step is looked at too."""
+    batches: int = 16
+    """Of the validation split, each time the same."""
+    prompts: tuple[str, ...] = ()
+    """Continued at every evaluation, greedily, into samples/STEP.md."""
+    sample_tokens: int = 64
+
+    def checks(self) -> Checks:
+        return (
+            (self.every > 0, f"every={self.every}: expected a positive number of steps"),
+            (self.batches > 0, f"batches={self.batches}: expected a positive number of batches"),
+            (self.sample_tokens > 0, f"sample_tokens={self.sample_tokens}: expected a positive number of tokens"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    every: int = 10
+    """Steps between lines of metrics.jsonl and of the terminal."""
+    tensorboard: bool = True
+
+    def checks(self) -> Checks:
+        return ((self.every > 0, f"every={self.every}: expected a positive number of steps"),)
+
+
+Layout = Literal["dp", "fsdp", "fsdp_tp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    model: TransformerConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    steps: int
+    batch: BatchConfig
+    objective: NextToken = field(default_factory=NextToken)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    rules: Layout | AxisRules = "fsdp"
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations; auto: bfloat16 on TPU and GPU, float32 on CPU. Parameters are float32."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evals: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    simulate: int | None = None
+    """Run on so many simulated CPU devices; None: on the real ones."""
+    seed: int = 0
+
+    def checks(self) -> Checks:
+        positions = self.model.embed.positions
+        room = getattr(positions, "length", self.data.sequence_length)
+        vocab = getattr(self.data.corpus.tokenizer, "vocab_size", None)
+        return (
+            (self.steps > 0, f"steps={self.steps}: expected a positive number"),
+            (self.seed >= 0, f"seed={self.seed}: expected 0 or more"),
+            (self.simulate is None or self.simulate > 0, f"simulate={self.simulate}: expected a number of devices or None"),
+            (self.model.decoder is not None, "model has no decoder, next-token prediction needs one; set model.decoder"),
+            (
+                self.data.sequence_length <= room,
+                f"data.sequence_length={self.data.sequence_length} is longer than the table of {room} positions; "
+                "shorten it or lengthen model.embed.positions",
+            ),
+            (
+                vocab is None or vocab <= self.model.vocab_size,
+                f"data.corpus.tokenizer.vocab_size={vocab} does not fit model.vocab_size={self.model.vocab_size}; "
+                "make the model's at least as large",
+            ),
+            *((holds, f"optimizer.{message}") for holds, message in self.optimizer.step_checks(self.steps)),
+        )
+
+    def check(self, devices: int | None = None) -> None:
+        """Raises one UserError with every problem; those of the mesh too once the number of devices is known."""
+        check(self)
+        if devices is not None:
+            _check_mesh(self, devices)
+
+
+def _check_mesh(config: RunConfig, devices: int) -> None:
+    from pretrain.errors import UserError
+
+    shape = config.mesh.shape(devices)
+    rows, shards = config.batch.rows // config.batch.accumulate, shape["data"] * shape["fsdp"]
+    problems = []
+    if rows % shards:
+        near = sorted({max(1, rows // shards) * shards, (rows // shards + 1) * shards})
+        problems.append(
+            f"batch.rows / accumulate = {rows} is not a multiple of data x fsdp = {shards}; nearest {' or '.join(map(str, near))}"
+        )
+    if config.rules == "fsdp_tp":
+        tensor = shape["tensor"]
+        sizes = {"vocab_size": config.model.vocab_size, "data.sequence_length": config.data.sequence_length}
+        for i, block in enumerate(config.model.stack.blocks):
+            sizes.setdefault("kv_heads", block.mixer.kv_heads)
+            sizes.setdefault("d_ff", block.mlp.d_ff if block.mlp else tensor)
+            if i > 8:
+                break
+        problems += [
+            f"mesh.tensor={tensor} does not divide {name}={size}; choose {_divisors(size)}"
+            for name, size in sizes.items()
+            if size % tensor
+        ]
+    if config.rules in ("fsdp", "fsdp_tp") and config.model.d_model % shape["fsdp"]:
+        problems.append(
+            f"mesh.fsdp={shape['fsdp']} does not divide model.d_model={config.model.d_model}; "
+            f"choose {_divisors(config.model.d_model)}"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def _divisors(n: int) -> str:
+    found = [d for d in range(1, min(n, 64) + 1) if n % d == 0]
+    return " or ".join(map(str, found[:6]))

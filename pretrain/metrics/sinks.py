@@ -1,0 +1,84 @@
+"""Where numbers go: metrics.jsonl, events.jsonl and tensorboard. Lines are only ever added."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+
+class Lines:
+    """One JSON object a line, flushed at once. A torn last line, left by a kill, is closed before the first new one."""
+
+    def __init__(self, path: epath.Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.exists() and (text := path.read_text()) != "" and not text.endswith("\n")
+        self._file = path.open("a")
+        if torn:
+            self._file.write("\n")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """All whole lines of a file that may not exist and may end in a torn line."""
+    if not path.exists():
+        return []
+    out = []
+    for line in path.read_text().splitlines():
+        try:
+            out.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [line for line in out if isinstance(line, dict)]
+
+
+class Recorder:
+    """The sinks of one run. `active=False` (all processes but the first): writes nothing."""
+
+    def __init__(self, run: epath.Path, *, tensorboard: bool, active: bool = True):
+        self._metrics = self._events = self._board = None
+        if not active:
+            return
+        self._metrics, self._events = Lines(run / "metrics.jsonl"), Lines(run / "events.jsonl")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(run / "tb"))
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        if self._metrics:
+            self._metrics.write(line)
+        self._scalars("train", line["step"], line)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """`kind` of start, resume, compiled, evaluation, checkpoint, sample, preempted, failed, done."""
+        if self._events:
+            self._events.write({"time": time.time(), "kind": kind, **facts})
+
+    def evaluation(self, step: int, result: Mapping[str, float]) -> None:
+        self.event("evaluation", step=step, **result)
+        self._scalars("validation", step, result)
+
+    def close(self) -> None:
+        for sink in (self._metrics, self._events, self._board):
+            if sink:
+                sink.close()
+
+    def _scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._board:
+            for name, value in values.items():
+                if name != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: its name instead."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

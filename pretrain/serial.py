@@ -1,0 +1,97 @@
+"""Configs to JSON and back. Only classes that the annotations of the config name can come out: no code from a file."""
+
+import types
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pretrain.errors import UserError
+
+KIND = "kind_of"
+
+
+def encode(value: Any) -> Any:
+    """JSON values; a dataclass becomes an object that says its class."""
+    if is_dataclass(value):
+        return {KIND: type(value).__name__, **{f.name: encode(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, (tuple, list)):
+        return [encode(v) for v in value]
+    if hasattr(value, "items"):
+        return {k: encode(v) for k, v in value.items()}
+    return value
+
+
+def decode(data: Any, annotation: Any, path: str = "config") -> Any:
+    """The value that `encode` wrote. Raises UserError naming the path of whatever does not fit the annotation."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return data
+    if origin in (Union, types.UnionType):
+        return _decode_union(data, args, path)
+    if origin is Literal:
+        return _expect(data in args, data, data, f"one of {args}", path)
+    if is_dataclass(annotation):
+        return _decode_class(data, annotation, path)
+    if origin is tuple:
+        _expect(isinstance(data, list), data, data, "a list", path)
+        each = args[:1] * len(data) if len(args) == 2 and args[1] is ... else args
+        return tuple(decode(d, a, f"{path}.{i}") for i, (d, a) in enumerate(zip(data, each)))
+    if origin is not None and hasattr(origin, "items"):
+        _expect(isinstance(data, dict), data, data, "an object", path)
+        return {k: decode(v, args[1], f"{path}.{k}") for k, v in data.items()}
+    if annotation is float:
+        return _expect(type(data) in (int, float), data, lambda: float(data), "a number", path)
+    if annotation in (int, str, bool, type(None)):
+        wanted = type(None) if annotation is None else annotation
+        return _expect(type(data) is wanted, data, data, wanted.__name__, path)
+    raise TypeError(f"{path}: no way to read a {annotation}")
+
+
+def flat(data: Any, path: str = "") -> dict[str, Any]:
+    """An encoded config as dotted names."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) and data else None
+    if items is None:
+        return {path: data}
+    return {k: v for name, value in items for k, v in flat(value, f"{path}.{name}" if path else str(name)).items()}
+
+
+def _expect(holds: bool, data: Any, value: Any, wanted: str, path: str) -> Any:
+    if not holds:
+        raise UserError(f"{path}: found {str(data)[:60]!r}, expected {wanted}; take the value from `pretrain config show`")
+    return value() if callable(value) else value
+
+
+def _decode_union(data: Any, args: tuple, path: str) -> Any:
+    for a in args:
+        if is_dataclass(a) and isinstance(data, dict) and data.get(KIND) == a.__name__:
+            return _decode_class(data, a, path)
+    problem = None
+    for a in args:
+        if is_dataclass(a):
+            continue
+        try:
+            return decode(data, a, path)
+        except UserError as error:
+            problem = error
+    names = ", ".join(getattr(a, "__name__", str(a)) for a in args)
+    found = data.get(KIND) if isinstance(data, dict) else data
+    raise UserError(f"{path}: found {str(found)[:60]!r}, expected one of {names}; take one of these") from problem
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _decode_class(data: Any, cls: type, path: str) -> Any:
+    _expect(isinstance(data, dict) and data.get(KIND, cls.__name__) == cls.__name__, data, data, cls.__name__, path)
+    known = {f.name: f for f in fields(cls)}
+    unknown = [k for k in data if k not in known and k != KIND]
+    missing = [n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
+    if unknown or missing:
+        raise UserError(
+            *(f"{path}.{k}: no such field of {cls.__name__}; remove it" for k in unknown),
+            *(f"{path}.{k}: missing, {cls.__name__} needs it; add it" for k in missing),
+        )
+    hints = _hints(cls)
+    return cls(**{k: decode(v, hints[k], f"{path}.{k}") for k, v in data.items() if k != KIND})

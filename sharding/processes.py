@@ -1,0 +1,40 @@
+"""Devices and processes: simulated ones on a laptop, many hosts on a pod."""
+
+from dataclasses import dataclass
+
+from pretrain.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """One of `count` processes that train together; the first one listens on `coordinator` (host:port)."""
+
+    coordinator: str
+    count: int
+    index: int
+
+    def checks(self) -> tuple[tuple[bool, str], ...]:
+        return (
+            (":" in self.coordinator, f"coordinator={self.coordinator!r}: expected HOST:PORT of the first process"),
+            (0 <= self.index < self.count, f"index={self.index}: expected 0 to {self.count - 1}"),
+        )
+
+
+def start(processes: Processes | None, simulate: int | None) -> None:
+    """Call once, before any array exists.
+
+    Args:
+        processes: None for a single process.
+        simulate: So many CPU devices in all, instead of the real ones.
+    """
+    import jax
+
+    count = processes.count if processes else 1
+    if simulate is not None:
+        if simulate % count:
+            raise UserError(f"simulate={simulate} is not a multiple of {count} processes; give each the same number")
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", simulate // count)
+    if processes is not None:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(processes.coordinator, processes.count, processes.index)
