@@ -1,9 +1,9 @@
 """Exact attention block by block, with a hand-written backward pass: the implementation for CPUs.
 
 Blocks of queries meet only the keys that causality and the window let them see, decided while tracing, and only one
-block's logits exist at a time. As in FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithms 1 and 2) the backward pass
-keeps the output and the logarithm of the softmax's denominator and computes the weights anew; unlike there a block of
-queries takes all its keys at once, so that no running maximum is needed.
+block's logits exist at a time. As in FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithms 1 and 2) the backward
+pass keeps the output and the logarithm of the softmax's denominator and computes the weights anew; unlike there a block
+of queries takes all its keys at once, so that no running maximum is needed.
 
 R = rows of one block, T x G flattened: queries that share their keys are the rows of one matrix product.
 """
