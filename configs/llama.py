@@ -102,6 +102,4 @@ def llama3_405b() -> TransformerConfig:
 
 def smollm2_135m() -> TransformerConfig:
     """Allal et al. 2025."""
-    return llama(
-        vocab_size=49152, d_model=576, layers=30, heads=9, kv_heads=3, d_ff=1536, theta=1e5, tied=True
-    )
+    return llama(vocab_size=49152, d_model=576, layers=30, heads=9, kv_heads=3, d_ff=1536, theta=1e5, tied=True)

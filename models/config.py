@@ -96,7 +96,10 @@ class AttentionConfig:
                 f"kv_heads={self.kv_heads} does not divide heads={self.heads}; choose one of {divisors}",
             ),
             (self.head_dim > 0, f"head_dim={self.head_dim}: expected a positive width; set it to d_model / heads"),
-            (self.window is None or self.window > 0, f"window={self.window}: expected at least 1, or None for no window"),
+            (
+                self.window is None or self.window > 0,
+                f"window={self.window}: expected at least 1, or None for no window",
+            ),
             (
                 self.position is None or int(self.head_dim * self.position.fraction) % 2 == 0,
                 f"head_dim={self.head_dim} rotates {self.position and int(self.head_dim * self.position.fraction)} "
@@ -240,7 +243,10 @@ class TransformerConfig:
             (self.vocab_size > 0, f"vocab_size={self.vocab_size}: expected a positive number; use the tokenizer's"),
             (self.d_model > 0, f"d_model={self.d_model}: expected a positive width"),
             (bool(stacks), "a transformer without encoder and decoder: expected at least one; set decoder"),
-            (not cross or self.encoder is not None, "the decoder has cross attention but there is no encoder; set encoder"),
+            (
+                not cross or self.encoder is not None,
+                "the decoder has cross attention but there is no encoder; set encoder",
+            ),
         )
 
     @property

@@ -64,7 +64,9 @@ class Init:
             value = jnp.full(shape, fill, jnp.float32, out_sharding=spec)
         elif truncate:
             # 0.8796 is the standard deviation of a normal cut at 2 sigma (as in jax.nn.initializers).
-            value = jax.random.truncated_normal(self.rngs.params(), -2, 2, shape, out_sharding=spec) * (std / 0.87962566)
+            value = jax.random.truncated_normal(self.rngs.params(), -2, 2, shape, out_sharding=spec) * (
+                std / 0.87962566
+            )
         else:
             value = jax.random.normal(self.rngs.params(), shape, out_sharding=spec) * std
         return nnx.Param(value, axes=axes, inputs=inputs)

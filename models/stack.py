@@ -67,6 +67,8 @@ def unroll(stack: Stack) -> Stack:
     """The same stack with every period of the pattern as a layer of its own: faster steps, longer compilation."""
     layers = [jax.tree.map(lambda p, i=i: p[i], block) for i in range(stack.config.repeats) for block in stack.pattern]
     out = nnx.clone(stack)
-    out.config = replace(stack.config, prefix=stack.config.prefix + stack.config.pattern * stack.config.repeats, pattern=(), repeats=0)
+    out.config = replace(
+        stack.config, prefix=stack.config.prefix + stack.config.pattern * stack.config.repeats, pattern=(), repeats=0
+    )
     out.prefix, out.pattern = nnx.List([*stack.prefix, *layers]), nnx.List([])
     return out

@@ -79,12 +79,16 @@ class Transformer(nnx.Module):
         """logits_BTV in f32."""
         return self.unembed()(hidden_BTD)
 
-    def _run(self, stack: Stack, inputs: Inputs, cache: Cache | None, embed_key, key, encoded=None, encoded_segments=None):
+    def _run(
+        self, stack: Stack, inputs: Inputs, cache: Cache | None, embed_key, key, encoded=None, encoded_segments=None
+    ):
         tokens_BT, segments_BT = inputs.tokens, inputs.segments
         filled = None if cache is None else cache.filled
         positions_BT = inputs.positions
         if positions_BT is None:
-            positions_BT = jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1]) + (0 if filled is None else filled)
+            positions_BT = (
+                jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1]) + (0 if filled is None else filled)
+            )
         cached_segments = None
         if cache is not None:
             new = jnp.ones_like(tokens_BT) if segments_BT is None else segments_BT

@@ -14,7 +14,7 @@ from pretrain.sharding import place
 def params(model: Transformer) -> dict[str, nnx.Param]:
     """Name -> parameter, as in `decoder/pattern/0/mixer/query`."""
     leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return {"/".join(_word(k) for k in path): param for path, param in leaves}
+    return {"/".join(word(k) for k in path): param for path, param in leaves}
 
 
 def like(model: Transformer, of: Callable[[str, nnx.Param], object]) -> Transformer:
@@ -53,7 +53,7 @@ def size(model: Transformer) -> int:
     return sum(math.prod(p.shape) for p in jax.tree.leaves(model))
 
 
-def _word(key) -> str:
+def word(key) -> str:
     for attribute in ("name", "key", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))

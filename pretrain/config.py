@@ -129,8 +129,14 @@ class RunConfig:
         return (
             (self.steps > 0, f"steps={self.steps}: expected a positive number"),
             (self.seed >= 0, f"seed={self.seed}: expected 0 or more"),
-            (self.simulate is None or self.simulate > 0, f"simulate={self.simulate}: expected a number of devices or None"),
-            (self.model.decoder is not None, "model has no decoder, next-token prediction needs one; set model.decoder"),
+            (
+                self.simulate is None or self.simulate > 0,
+                f"simulate={self.simulate}: expected a number of devices or None",
+            ),
+            (
+                self.model.decoder is not None,
+                "model has no decoder, next-token prediction needs one; set model.decoder",
+            ),
             (
                 self.data.sequence_length <= room,
                 f"data.sequence_length={self.data.sequence_length} is longer than the table of {room} positions; "

@@ -57,7 +57,9 @@ def flat(data: Any, path: str = "") -> dict[str, Any]:
 
 def _expect(holds: bool, data: Any, value: Any, wanted: str, path: str) -> Any:
     if not holds:
-        raise UserError(f"{path}: found {str(data)[:60]!r}, expected {wanted}; take the value from `pretrain config show`")
+        raise UserError(
+            f"{path}: found {str(data)[:60]!r}, expected {wanted}; take the value from `pretrain config show`"
+        )
     return value() if callable(value) else value
 
 

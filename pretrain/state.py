@@ -42,7 +42,9 @@ def abstract(config: RunConfig, optimizer: optax.GradientTransformation, dtype: 
     """Shapes, types and layouts without numbers: what a checkpoint is restored into and a plan compiled from."""
     shapes = jax.eval_shape(lambda: initialise(config, optimizer, dtype))
     return jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, s.sharding.spec if s.sharding else jax.P())),
+        lambda s: jax.ShapeDtypeStruct(
+            s.shape, s.dtype, sharding=NamedSharding(mesh, s.sharding.spec if s.sharding else jax.P())
+        ),
         shapes,
     )
 

@@ -28,7 +28,10 @@ class MeshConfig:
                 (size == -1 or size > 0, f"{name}={size}: expected a number of devices, or -1 for the remaining ones")
                 for name, size in sizes.items()
             ),
-            (len(free) < 2, f"{' and '.join(free)} are all -1: only one axis can take the remaining devices; size the others"),
+            (
+                len(free) < 2,
+                f"{' and '.join(free)} are all -1: only one axis can take the remaining devices; size the others",
+            ),
         )
 
     def shape(self, devices: int) -> dict[MeshAxis, int]:

@@ -69,7 +69,9 @@ def gather(w: jax.Array, axes: Axes, dtype: jnp.dtype) -> jax.Array:
     return w if _trivial() else jax.sharding.reshard(w, _spec(axes, _rules.get().used))
 
 
-def project(x: jax.Array, w: jax.Array, *axes: Axis | None, contract: int = 1, dtype: jnp.dtype | None = None) -> jax.Array:
+def project(
+    x: jax.Array, w: jax.Array, *axes: Axis | None, contract: int = 1, dtype: jnp.dtype | None = None
+) -> jax.Array:
     """`x[..., IN] @ w[IN, ...]` over the last/first `contract` dimensions; the result has the given logical axes."""
     if _trivial():
         return _project_flat(x, w, contract, dtype)

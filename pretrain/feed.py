@@ -1,0 +1,64 @@
+"""Batches from this host's rows to arrays of the whole mesh."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from pretrain.data.pipeline import Pipeline, combine, row_hashes
+from pretrain.models.transformer import Inputs
+from pretrain.objectives import Batch
+from pretrain.sharding import place
+
+HostBatch = dict[str, np.ndarray]
+
+
+class Feed:
+    """Knows which rows of a global batch this process needs, and puts them where they belong."""
+
+    def __init__(self, mesh: Mesh, rows: int, length: int):
+        self.sharding = NamedSharding(mesh, place.spec("batch", None))
+        self.shape = (rows, length)
+        needed = [
+            index[0].indices(rows)[:2] for index in self.sharding.addressable_devices_indices_map(self.shape).values()
+        ]
+        self.rows = slice(min(a for a, _ in needed), max(b for _, b in needed))
+
+    def on_device(self, batch: HostBatch) -> Batch:
+        put = {name: self._put(array) for name, array in batch.items()}
+        inputs = Inputs(tokens=put["tokens"], positions=put["positions"], segments=put["segments"])
+        return Batch(inputs=inputs, targets=put["targets"], weights=put["weights"])
+
+    def hash(self, batch: HostBatch) -> str:
+        """Of the global batch; every process must call it for the same step."""
+        hashes = row_hashes(batch)
+        if jax.process_count() == 1:
+            return combine(hashes)
+        mine = np.zeros((self.shape[0], len(hashes[0])), np.uint8)
+        mine[self.rows] = [np.frombuffer(h, np.uint8) for h in hashes]
+        everyone = np.max(multihost_utils.process_allgather(mine), axis=0)
+        return combine([row.tobytes() for row in everyone])
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        def part(index):
+            rows = slice(
+                index[0].indices(self.shape[0])[0] - self.rows.start,
+                index[0].indices(self.shape[0])[1] - self.rows.start,
+            )
+            return array[rows]
+
+        return jax.make_array_from_callback(self.shape, self.sharding, part)
+
+
+def train_batches(pipeline: Pipeline, feed: Feed, start: int, stop: int, data) -> Iterator[HostBatch]:
+    """This host's rows of the batches of steps [start, stop)."""
+    return pipeline.iterate(
+        start,
+        rows=feed.rows,
+        stop_step=stop,
+        workers=data.workers,
+        read_threads=data.read_threads,
+        prefetch=data.prefetch,
+    )

@@ -1,0 +1,179 @@
+"""From a config and a directory to a run: devices, data, state, loop."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from pretrain import objectives
+from pretrain import run as runs
+from pretrain.checkpoint.manager import Checkpoints, Progress
+from pretrain.config import RunConfig
+from pretrain.data.corpus import prepare_if_needed
+from pretrain.data.pipeline import Pipeline
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.windows import Split
+from pretrain.errors import UserError
+from pretrain.evaluate.perplexity import Evaluator
+from pretrain.feed import Feed
+from pretrain.metrics.sinks import Recorder
+from pretrain.models import accounting, tree
+from pretrain.sharding import mesh as meshes
+from pretrain.sharding import place
+from pretrain.sharding.processes import Processes, start
+from pretrain.sharding.rules import PRESETS, AxisRules
+from pretrain.state import TrainState, abstract, create, make_optimizer
+from pretrain.step import make_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run ready to go on from `progress`."""
+
+    config: RunConfig
+    run: epath.Path
+    mesh: jax.sharding.Mesh
+    train: Split
+    tokenizer: Tokenizer
+    pipeline: Pipeline
+    feed: Feed
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    recorder: Recorder
+    flops_per_token: float
+    started: float
+    """Unix seconds, before anything was imported or prepared for this job."""
+
+
+def compute_dtype(config: RunConfig) -> jnp.dtype:
+    name = config.compute
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def rules_of(config: RunConfig) -> AxisRules:
+    return PRESETS[config.rules]() if isinstance(config.rules, str) else config.rules
+
+
+def train(
+    config: RunConfig,
+    run: epath.Path,
+    *,
+    processes: Processes | None = None,
+    allow: tuple[str, ...] = (),
+    preset: str | None = None,
+) -> dict[str, Any]:
+    """Starts a run or goes on with the one in `run`; returns how it ended.
+
+    Raises UserError for whatever is wrong with the input, CheckFailed when the loss is not finite.
+    """
+    from pretrain.train import loop
+
+    started = time.time()
+    config.check()
+    run = epath.Path(run)
+    notes = _resume_notes(config, run, allow)
+    start(processes, config.simulate)
+    cache_compilations()
+    config.check(jax.device_count())
+    first = jax.process_index() == 0
+    mesh = meshes.build(config.mesh)
+    with place.use(mesh, rules_of(config)):
+        train_split, validation, tokenizer = _data(config, run, first)
+        dtype = compute_dtype(config)
+        optimizer = make_optimizer(config, dtype)
+        flops = accounting.flops_per_token(config.model, config.data.sequence_length)
+        if first:
+            _write_facts(config, run, flops, preset)
+        recorder = Recorder(run, tensorboard=config.log.tensorboard, active=first)
+        feed = Feed(mesh, config.batch.rows, config.data.sequence_length)
+        job = Job(
+            config=config,
+            run=run,
+            mesh=mesh,
+            train=train_split,
+            tokenizer=tokenizer,
+            pipeline=Pipeline.from_config(train_split, config.data, config.batch.rows),
+            feed=feed,
+            evaluator=Evaluator(config, objectives.build(config.objective), validation, feed),
+            checkpoints=Checkpoints(run / "checkpoints", config.checkpoint),
+            recorder=recorder,
+            flops_per_token=flops,
+            started=started,
+        )
+        state, progress = _state(job, optimizer, dtype)
+        for note in notes:
+            recorder.event("changed", step=progress.step, what=note)
+        step = jax.jit(
+            make_step(objectives.build(config.objective), optimizer, config.batch.accumulate), donate_argnums=0
+        )
+        try:
+            return loop(job, step, state, progress)
+        finally:
+            recorder.close()
+
+
+def cache_compilations() -> None:
+    """Compiled programs outlive the process, so that a resume starts at once. JAX_COMPILATION_CACHE_DIR moves them."""
+    if not jax.config.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "pretrain", "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _resume_notes(config: RunConfig, run: epath.Path, allow: tuple[str, ...]) -> list[str]:
+    if runs.read(run) is None:
+        if run.exists() and any(p.name not in ("data", "tokenizer") for p in run.iterdir()):
+            raise UserError(f"{run}: found files but no run.json, expected a run or an empty folder; use another --run")
+        return []
+    return runs.require_resumable(runs.read_config(run), config, allow, run)
+
+
+def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split, Split, Tokenizer]:
+    """Process 0 prepares, the others wait; all read the same folder."""
+    folder = os.fspath(run / "data")
+    prepared = prepare_if_needed(config.data, folder) if first else None
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("data prepared")
+    train_split, validation, tokenizer = prepared or prepare_if_needed(config.data, folder, prepare=False)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size={config.model.vocab_size} holds fewer; "
+            f"set model.vocab_size to at least {tokenizer.vocab_size}"
+        )
+    return train_split, validation, tokenizer
+
+
+def _write_facts(config: RunConfig, run: epath.Path, flops: float, preset: str | None) -> None:
+    device = jax.devices()[0]
+    old = runs.read(run) or {}
+    runs.write(
+        run,
+        config,
+        preset=preset if preset is not None else old.get("preset"),
+        hardware={
+            "platform": device.platform,
+            "device_kind": device.device_kind,
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        parameters=tree.size(tree.abstract(config.model)),
+        flops_per_token=flops,
+        **({"created": old["created"]} if "created" in old else {}),
+    )
+
+
+def _state(job: Job, optimizer, dtype) -> tuple[TrainState, Progress]:
+    steps = job.checkpoints.steps()
+    if not steps:
+        job.recorder.event("start", step=0)
+        return create(job.config, optimizer, dtype, job.mesh), Progress(step=0, tokens=0)
+    state, progress = job.checkpoints.restore(abstract(job.config, optimizer, dtype, job.mesh), steps[-1])
+    job.recorder.event("resume", step=progress.step)
+    return state, progress

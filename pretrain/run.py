@@ -1,0 +1,120 @@
+"""The run directory: what a run says about itself, and what may change when it goes on."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from pretrain import __version__
+from pretrain.config import RunConfig
+from pretrain.errors import UserError
+from pretrain.serial import decode, encode, flat
+
+SAFE = ("mesh", "rules", "simulate", "log", "checkpoint", "evals", "batch.accumulate", "data.path", "data.workers")
+SAFE += ("data.read_threads", "data.prefetch", "objective.loss.chunk", "model.decoder.remat", "model.encoder.remat")
+"""May change at any resume: they change where and how the run computes, not what."""
+
+REFUSED = ("model", "data.corpus", "data.sequence_length", "data.seed", "data.shuffle", "seed")
+"""Make it another run."""
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def read(run: epath.Path) -> dict[str, Any] | None:
+    """run.json, or None where there is no run yet."""
+    path = run / "run.json"
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_text())
+        return facts if isinstance(facts, dict) and "config" in facts else _unreadable(path, "no config")
+    except (ValueError, RecursionError, OSError) as error:
+        return _unreadable(path, type(error).__name__)
+
+
+def read_config(run: epath.Path) -> RunConfig:
+    facts = read(run)
+    if facts is None:
+        raise UserError(
+            f"{run}: found no run.json, expected a run directory; start one with pretrain train CONFIG --run {run}"
+        )
+    return decode(facts["config"], RunConfig)
+
+
+def write(run: epath.Path, config: RunConfig, **facts: Any) -> None:
+    """Replaces run.json in one rename."""
+    run.mkdir(parents=True, exist_ok=True)
+    versions = {"pretrain": __version__, "python": sys.version.split()[0], **{p: _version(p) for p in PACKAGES}}
+    content = {
+        "config": encode(config),
+        "versions": versions,
+        "command": sys.argv,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": {"commit": _commit()},
+        **facts,
+    }
+    temporary = run / f"run.json.{os.getpid()}"
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(run / "run.json")
+
+
+def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (old, new) of every field that differs."""
+    a, b = flat(encode(old)), flat(encode(new))
+    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
+
+
+def require_resumable(old: RunConfig, new: RunConfig, allow: tuple[str, ...], run: epath.Path) -> list[str]:
+    """One line for each change, which is safe or allowed. Raises UserError with the changes that are neither."""
+    notes, problems = [], []
+    for key, (before, after) in changes(old, new).items():
+        if _under(key, SAFE):
+            notes.append(f"{key}: {before} -> {after} (safe)")
+        elif _under(key, REFUSED):
+            problems.append(f"{run} exists with a different {key} ({before}, now {after}); use another --run")
+        elif _under(key, allow):
+            notes.append(f"{key}: {before} -> {after} (allowed)")
+        else:
+            problems.append(
+                f"{run} exists with a different {key} ({before}, now {after}); --allow {key} continues with it"
+            )
+    if problems:
+        raise UserError(*problems)
+    return notes
+
+
+def known_keys() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(RunConfig))
+
+
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == p or key.startswith(f"{p}.") for p in prefixes)
+
+
+def _unreadable(path: epath.Path, why: str) -> Any:
+    raise UserError(
+        f"{path}: not readable ({why}), expected the JSON that pretrain wrote; restore it or use another --run"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        here = Path(__file__).resolve().parent
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
