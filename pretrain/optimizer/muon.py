@@ -1,6 +1,7 @@
 """Muon's orthogonal update of matrices that live in wider, stacked and sharded arrays."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -52,6 +53,7 @@ def orthogonal_update(kind: Muon, axes: MatrixAxes, momentum: jax.Array) -> jax.
     return scale * _through(near.reshape(momentum.shape), layouts[-2::-1])
 
 
+@partial(jax.jit, static_argnames="iterations")  # Traced once for all parameters of a shape.
 def newton_schulz(x: jax.Array, iterations: int) -> jax.Array:
     """U S V^T with S near 1 for every matrix U D V^T in the last two axes of x; leading axes are independent.
 

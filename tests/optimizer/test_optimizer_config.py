@@ -128,19 +128,16 @@ def trajectory():
     def draw(scale):
         return structure.unflatten([jnp.asarray(scale * rng.normal(size=s), jnp.float32) for s in shapes])
 
-    start, grads = draw(1.0), jax.tree.map(lambda *g: jnp.stack(g), *[draw(0.2 * 0.8**i) for i in range(STEPS)])
+    start, grads = draw(1.0), [draw(0.2 * 0.8**i) for i in range(STEPS)]
     done = {}
 
     def run(config):
         if config not in done:
             tx = build(config, NAMES, AXES, STEPS)
-
-            def update(carry, grad):
-                params, state = carry
+            params, state = start, tx.init(start)
+            for grad in grads:  # Without jit: small operations are compiled once for all configs.
                 updates, state = tx.update(grad, state, params)
-                return (optax.apply_updates(params, updates), state), None
-
-            (params, _), _ = jax.jit(lambda carry: jax.lax.scan(update, carry, grads))((start, tx.init(start)))
+                params = optax.apply_updates(params, updates)
             done[config] = np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
         return done[config]
 
