@@ -3,8 +3,10 @@
 Sample g = step * batch + row of the run is window permute(g mod n) of epoch g // n, with n windows in an epoch.
 """
 
+import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -95,13 +97,13 @@ def _prefetched(build: _Rows, steps: range, workers: int, read_threads: int, pre
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=prefetch))
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(_start_worker, os.getpid()))
     with closing(iter(dataset)) as batches:
         yield from batches
 
 
-def _start_worker(number: int, workers: int) -> None:
-    die_with_parent()
+def _start_worker(parent: int, number: int, workers: int) -> None:
+    die_with_parent(parent)
 
 
 def read_windows(split: Split, numbers: np.ndarray, length: int) -> Batch:

@@ -7,9 +7,11 @@ import time
 INTERVAL = 0.5  # seconds between two looks
 
 
-def die_with_parent() -> None:
-    """Ends this process soon after its parent has ended, also by SIGKILL. Works where there is no prctl."""
-    parent = os.getppid()
+def die_with_parent(parent: int) -> None:
+    """Ends this process soon after process `parent`, which started it, has ended, also by SIGKILL.
+
+    The number must come from the parent: it may be dead before this process gets to ask for it.
+    """
 
     def watch():
         while os.getppid() == parent:

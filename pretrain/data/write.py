@@ -10,6 +10,7 @@ shard for each split. A shard is done when its NAME.json stands; everything befo
 import fcntl
 import hashlib
 import multiprocessing
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -201,7 +202,9 @@ def _write_units(corpus: CorpusConfig, folder: Path, units: list, workers: int, 
         return
     # Not fork: the caller may have threads of XLA and Grain.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=die_with_parent) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(missing)), context, initializer=die_with_parent, initargs=(os.getpid(),)
+    ) as pool:
         futures = {pool.submit(_write_unit_here, corpus, folder, n, units[n]): n for n in missing}
         try:
             for future in as_completed(futures):

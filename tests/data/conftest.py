@@ -6,7 +6,23 @@ import pytest
 
 from pretrain.data.config import CorpusConfig, DataConfig, JsonLines, TrainSentencePiece
 
-WORDS = "the a stream of tokens is cut into windows and every window becomes one row naïve 東京 def return x = 1 0\n".split(" ")
+WORDS = (
+    "the",
+    "stream",
+    "of",
+    "tokens",
+    "is",
+    "cut",
+    "every",
+    "window",
+    "row",
+    "naïve",
+    "東京",
+    "def",
+    "=",
+    "10",
+    "\n",
+)
 
 
 def write_documents(folder: Path, files: int = 6, documents: int = 25, seed: int = 0) -> list[str]:

@@ -21,7 +21,8 @@ def test_ten_billion_windows_need_no_memory():
     n = 10**10 + 7
     places = permute(np.arange(10**5) * 99991, n, seed=1, epoch=0)
     assert len(set(places.tolist())) == 10**5
-    assert places.min() >= 0 and places.max() < n
+    assert places.min() >= 0
+    assert places.max() < n
 
 
 def test_the_permutation_of_a_seed_never_changes():

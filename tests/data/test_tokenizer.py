@@ -42,7 +42,10 @@ def hostile_texts(n: int) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=150, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=80) | st.lists(st.sampled_from(SPELLED)).map("".join))
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+    | st.lists(st.sampled_from(SPELLED)).map("".join)
+)
 def test_every_text_comes_back_exactly(trained, kind, text):
     tokenizer = trained[kind]
     ids = tokenizer.encode(text)
@@ -62,7 +65,7 @@ def test_cutting_a_text_does_not_change_its_ids(trained, kind):
 def test_transformers_gives_the_same_ids(trained, kind):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(trained[f"{kind} exported"])
-    ours, ids = trained[kind], "bos eos pad unk".split()
+    ours, ids = trained[kind], ("bos", "eos", "pad", "unk")
     assert [getattr(theirs, f"{name}_token_id") for name in ids] == [getattr(ours, name) for name in ids]
     assert theirs("x")["input_ids"] == [ours.bos, *ours.encode("x")]
     for text in hostile_texts(150):
