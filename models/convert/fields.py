@@ -1,0 +1,189 @@
+"""config.json as a value: every field is read, known to be harmless, or refused by name."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from pretrain.errors import UserError
+from pretrain.models.config import (
+    AttentionConfig,
+    BlockConfig,
+    InitConfig,
+    StackConfig,
+    TransformerConfig,
+)
+from pretrain.models.convert.engine import Family
+
+HARMLESS = frozenset(
+    [
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "hidden_dropout_prob",
+        "id2label",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "language",
+        "max_length",
+        "min_length",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "task_specific_params",
+        "temperature",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "use_return_dict",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "early_stopping",
+        "length_penalty",
+        "num_beams",
+        "num_beam_groups",
+        "num_return_sequences",
+        "repetition_penalty",
+        "typical_p",
+        "diversity_penalty",
+        "sep_token_id",
+        "unk_token_id",
+    ]
+)
+"""Names and settings of generation, storage and other heads: the logits do not hang on them."""
+
+REQUIRED = object()
+
+
+class Fields:
+    """Reads fields and collects what is wrong with them; `finish` raises one UserError for all of it."""
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        architecture: str,
+        where: str = "config.json",
+        problems: list[str] | None = None,
+    ):
+        self.values, self.architecture, self.where = dict(values), architecture, where
+        self.problems = [] if problems is None else problems
+        self.seen: set[str] = set()
+
+    def take(self, name: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
+        """The value; `default` where it is absent or null. Integers are numbers with a point too, booleans are none."""
+        self.seen.add(name)
+        value = self.values.get(name)
+        if value is None and default is not REQUIRED:
+            return default
+        kinds = (kind if isinstance(kind, tuple) else (kind,)) + ((int,) if kind is float else ())
+        if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+            return float(value) if kind is float else value
+        found = "nothing" if value is None else repr(value)[:60]
+        self.problems.append(
+            f"{self.where}: {name} is {found}, expected {'/'.join(k.__name__ for k in kinds)}; correct it"
+        )
+        return default if default is not REQUIRED else None
+
+    def size(self, name: str, default: Any = REQUIRED) -> Any:
+        """A positive whole number."""
+        before = len(self.problems)
+        value = self.take(name, int, default)
+        if value is not None and len(self.problems) == before and value <= 0:
+            self.problems.append(f"{self.where}: {name} is {value}, expected a positive number; correct it")
+        return value
+
+    def choose(self, name: str, choices: Mapping[str, Any], default: str) -> Any:
+        """What the value stands for."""
+        value = self.take(name, str, default)
+        if value in choices:
+            return choices[value]
+        self.problems.append(f"{self.where}: {name} is {value!r}, expected one of {', '.join(choices)}")
+        return choices[default]
+
+    def expect(self, name: str, value: Any) -> None:
+        """For a field of which one value, also its default, is supported."""
+        self.seen.add(name)
+        found = self.values.get(name, value)
+        if found != value:
+            self.problems.append(
+                f"{self.where}: {name} is {repr(found)[:60]}, only {value!r} is supported in {self.architecture}"
+            )
+
+    def skip(self, *names: str) -> None:
+        """Fields that do not change what the model computes."""
+        self.seen.update(names)
+
+    def leftovers(self) -> None:
+        """A field nobody asked for may be null, false or empty; any other value could mean another function."""
+        for name, value in self.values.items():
+            if name not in self.seen and name not in HARMLESS and value not in (None, False, [], {}, ""):
+                self.problems.append(
+                    f"{self.where}: {name} is {repr(value)[:60]}, which {self.architecture} does not have; "
+                    "remove it if the model was trained without it"
+                )
+
+    def finish(self) -> None:
+        self.leftovers()
+        if self.problems:
+            raise UserError(*(" ".join(problem.split()) for problem in self.problems))
+
+
+def decoder(config: TransformerConfig, architecture: str) -> BlockConfig:
+    """The first layer of a decoder that may be a plain one; the others are compared with it later."""
+    stack = config.decoder
+    if stack is None or config.encoder is not None:
+        raise UserError(f"found an encoder in the model, {architecture} is a decoder only; export another architecture")
+    block = stack.blocks[0]
+    if not isinstance(block.mixer, AttentionConfig):
+        raise UserError(f"decoder.0.mixer: found {type(block.mixer).__name__}, {architecture} has only plain attention")
+    return block
+
+
+def expressed(family: Family, config: TransformerConfig, length: int | None = None) -> dict:
+    """config.json of this model; raises UserError with every field that `family` would not read back as it is."""
+    out = family.to_hf(config, length)
+    lost = differences(essence(config), essence(family.from_hf(out)))
+    if problems := [
+        f"{name}={a!r}: {family.architecture} would read {b!r}, it has no such setting" for name, a, b in lost
+    ]:
+        raise UserError(*problems)
+    return out
+
+
+def essence(config: TransformerConfig) -> dict:
+    """What a trained model computes: its layers one by one, without initialisation, dropout and rematerialisation."""
+
+    def plain(stack: StackConfig | None):
+        if stack is None:
+            return None
+        layers = {str(i): replace(block, dropout=0.0) for i, block in enumerate(stack.blocks)}
+        return {**layers, "embed_norm": stack.embed_norm, "final_norm": stack.final_norm}
+
+    quiet = replace(config, init=InitConfig(), encoder=None, decoder=None, embed=replace(config.embed, dropout=0.0))
+    return {"encoder": plain(config.encoder), "decoder": plain(config.decoder), "": quiet}
+
+
+def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name and both values of every leaf in which two trees of dataclasses and dicts differ."""
+    if a == b:
+        return
+    if is_dataclass(a) and type(a) is type(b):
+        pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(a)}
+    elif isinstance(a, dict) and isinstance(b, dict):
+        pairs = {key: (a.get(key), b.get(key)) for key in {**a, **b}}
+    else:
+        yield path, a, b
+        return
+    for name, (x, y) in pairs.items():
+        yield from differences(x, y, ".".join(part for part in (path, name) if part))

@@ -1,0 +1,97 @@
+"""A model in a folder of the Hugging Face layout, in and out."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from pretrain.errors import UserError, check
+from pretrain.models.config import TransformerConfig
+from pretrain.models.convert import engine, safetensors
+from pretrain.models.convert.fields import expressed
+from pretrain.models.convert.gpt2 import GPT2
+from pretrain.models.convert.llama import LLAMA
+from pretrain.models.transformer import Transformer
+
+FAMILIES: tuple[engine.Family, ...] = (LLAMA, GPT2)
+MAX_SHARD_BYTES = 5_000_000_000
+"""As `transformers` used for years: a shard fits in the memory of a small machine."""
+DTYPES = ("float32", "bfloat16", "float16")
+
+Reader = Callable[[Path], tuple[TransformerConfig, Transformer] | None]
+"""Another layout (a run directory, GGUF): None where the path is not one of its kind."""
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    place: engine.Place = lambda name, param, value: jnp.asarray(value),
+    readers: Sequence[Reader] = (),
+) -> tuple[TransformerConfig, Transformer]:
+    """The config and the model, parameters in f32, activations in `dtype`.
+
+    `place` puts each parameter where it shall live; `readers` are asked first. Never runs code that comes with a
+    checkpoint and never opens a pickle. Raises UserError.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder, expected one in the Hugging Face layout; check the path")
+    for reader in readers:
+        if found := reader(folder):
+            return found
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: found no config.json, expected a folder in the Hugging Face layout; check the path")
+    values = safetensors.read_json(folder / "config.json")
+    family = family_of(values)
+    config = family.from_hf(values)
+    check(config)
+    return config, engine.to_ours(family, config, safetensors.read_folder(folder), place, dtype)
+
+
+def save(
+    model: Transformer,
+    folder: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    length: int | None = None,
+    fields: dict | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> list[str]:
+    """Writes config.json and the weights into an existing folder; returns the names of the files.
+
+    `length`: the longest sequence the model is meant for. `fields`: more of config.json, as `eos_token_id`.
+    Raises UserError with every field that no architecture of `transformers` known here has.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
+    family, values = describe(model.config, length)
+    values |= {"dtype": dtype, "torch_dtype": dtype, **(fields or {})}  # torch_dtype: the name before version 5
+    tensors = engine.to_theirs(family, model, np.dtype(jnp.dtype(dtype)))
+    safetensors.write_text(Path(folder) / "config.json", json.dumps(values, indent=2) + "\n")
+    return ["config.json", *safetensors.write_folder(Path(folder), tensors, max_shard_bytes)]
+
+
+def family_of(values: dict) -> engine.Family:
+    """By `architectures`, or by `model_type` where a config names none."""
+    named = values.get("architectures")
+    named = named if isinstance(named, list) else []
+    for family in FAMILIES:
+        if family.architecture in named or (not named and family.model_type == values.get("model_type")):
+            return family
+    found = f"architectures {named}" if named else f"model_type {values.get('model_type')!r}"
+    raise UserError(f"config.json: found {found[:100]}, expected one of {', '.join(f.architecture for f in FAMILIES)}")
+
+
+def describe(config: TransformerConfig, length: int | None = None) -> tuple[engine.Family, dict]:
+    """The architecture that computes the same and its config.json; for none, the objections of the nearest one."""
+    refusals: list[UserError] = []
+    for family in FAMILIES:
+        try:
+            return family, expressed(family, config, length)
+        except UserError as error:
+            refusals.append(error)
+    raise min(refusals, key=lambda error: len(error.problems))
