@@ -98,7 +98,7 @@ class AttentionConfig:
             (self.head_dim > 0, f"head_dim={self.head_dim}: expected a positive width; set it to d_model / heads"),
             (
                 self.window is None or self.window > 0,
-                f"window={self.window}: expected at least 1, or None for no window",
+                f"window={self.window}: expected at least 1, or None",
             ),
             (
                 self.position is None or int(self.head_dim * self.position.fraction) % 2 == 0,
@@ -169,7 +169,7 @@ class StackConfig:
             (self.repeats >= 0, f"repeats={self.repeats}: expected 0 or more periods of the pattern"),
             (
                 bool(self.prefix or self.suffix or (self.pattern and self.repeats)),
-                "a stack without layers: expected a prefix, a suffix, or a pattern with repeats; set pattern and repeats",
+                "a stack without layers: expected a prefix, a suffix or a repeated pattern; set pattern and repeats",
             ),
         )
 
@@ -215,7 +215,8 @@ class InitConfig:
     """How weights start. Vectors start at 1 (norm scales) and 0 (biases)."""
 
     kind: Literal["normal", "fan_in", "small"] = "normal"
-    """normal: std; fan_in: fan_in ** -0.5, truncated at 2 sigma (LeCun); small: sqrt(2 / (5 d_model)) (Nguyen & Salazar 2019)."""
+    """normal: std; fan_in: fan_in ** -0.5, truncated at 2 sigma (LeCun et al. 1998);
+    small: sqrt(2 / (5 d_model)) (Nguyen & Salazar 2019)."""
     std: float = 0.02
     embed_std: float | None = None
     """Of embedding tables; None: std."""
@@ -245,7 +246,7 @@ class TransformerConfig:
             (bool(stacks), "a transformer without encoder and decoder: expected at least one; set decoder"),
             (
                 not cross or self.encoder is not None,
-                "the decoder has cross attention but there is no encoder; set encoder",
+                "cross attention without an encoder to attend to; set encoder",
             ),
         )
 

@@ -131,11 +131,11 @@ class RunConfig:
             (self.seed >= 0, f"seed={self.seed}: expected 0 or more"),
             (
                 self.simulate is None or self.simulate > 0,
-                f"simulate={self.simulate}: expected a number of devices or None",
+                f"simulate={self.simulate}: expected devices, or None",
             ),
             (
                 self.model.decoder is not None,
-                "model has no decoder, next-token prediction needs one; set model.decoder",
+                "model has no decoder, next-token prediction needs it; set model.decoder",
             ),
             (
                 self.data.sequence_length <= room,
@@ -166,7 +166,8 @@ def _check_mesh(config: RunConfig, devices: int) -> None:
     if rows % shards:
         near = sorted({max(1, rows // shards) * shards, (rows // shards + 1) * shards})
         problems.append(
-            f"batch.rows / accumulate = {rows} is not a multiple of data x fsdp = {shards}; nearest {' or '.join(map(str, near))}"
+            f"batch.rows / accumulate = {rows} is not a multiple of data x fsdp = {shards}; "
+            f"nearest {' or '.join(map(str, near))}"
         )
     if config.rules == "fsdp_tp":
         tensor = shape["tensor"]

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """The input is wrong. Each problem is one line with what was found, what was expected and what to do; exit code 2."""
+    """The input is wrong. Each problem is one line: what was found, what was expected, what to do; exit code 2."""
 
     def __init__(self, *problems: str):
         if not problems or any("\n" in p for p in problems):

@@ -114,7 +114,7 @@ def train(
             make_step(objectives.build(config.objective), optimizer, config.batch.accumulate), donate_argnums=0
         )
         try:
-            return loop(job, step, state, progress)
+            return loop(job, jax.jit(step, donate_argnums=0), state, progress)
         finally:
             recorder.close()
 

@@ -37,11 +37,11 @@ def build(config: NextToken) -> Objective:
     def next_token(model: Transformer, batch: Batch, key: jax.Array | None) -> Loss:
         hidden_BTD = model(batch.inputs, key=key).hidden_BTD
         total, weight, metrics = chunked_cross_entropy(
+            lambda unembed, h_BTD: unembed(h_BTD),
+            model.unembed(),
             hidden_BTD,
             batch.targets,
             batch.weights,
-            head=lambda unembed, h_BTD: unembed(h_BTD),
-            params=model.unembed(),
             chunk=config.loss.chunk,
             z_loss=config.loss.z_loss,
             label_smoothing=config.loss.label_smoothing,

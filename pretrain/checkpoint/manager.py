@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -118,8 +119,22 @@ def read_facts(step: epath.Path) -> dict[str, Any]:
         return json.loads((step / "facts" / "metadata").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"checkpoint {step.name} is damaged (facts: {type(error).__name__}); expected what a save wrote; delete {step}"
+            f"checkpoint {step.name} is damaged ({type(error).__name__} in its facts), expected what a save wrote; "
+            f"remove {step}"
         ) from None
+
+
+def read_part(step: epath.Path, abstract: Any) -> Any:
+    """Only the arrays that `abstract` names, on its layout. Raises UserError where they differ from what was saved."""
+    arrays = layout.flatten(abstract)
+    stored = {name: shape for name, shape in read_facts(step)["arrays"].items() if name.split("/")[0] in abstract}
+    layout.require_same(stored, layout.describe(arrays), f"checkpoint {step.name}")
+    target = layout.nest(arrays)
+    with ocp.PyTreeCheckpointer() as reader:
+        args = ocp.args.PyTreeRestore(
+            target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+        )
+        return layout.unflatten(abstract, reader.restore((step / "state").resolve(), args=args))
 
 
 def verify(step: epath.Path) -> list[str]:
@@ -132,7 +147,11 @@ def verify(step: epath.Path) -> list[str]:
         return list(error.problems)
     try:
         with ocp.PyTreeCheckpointer() as reader:
-            arrays = layout.unnest(reader.restore((step / "state").resolve()))
+            path = (step / "state").resolve()
+            whole = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+            )
+            arrays = layout.unnest(reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=whole)))
     except Exception as error:  # whatever Orbax and TensorStore raise on damaged files
         return [f"{step.name}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:120]})"]
     return layout.differences(facts["arrays"], layout.describe(arrays))

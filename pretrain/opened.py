@@ -1,0 +1,67 @@
+"""A finished or running run, opened for looking: its model, its tokenizer and the step they are of."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from pretrain import run as runs
+from pretrain.checkpoint import manager
+from pretrain.config import RunConfig
+from pretrain.data.corpus import corpus_folder
+from pretrain.data.tokenizer import Tokenizer, load_tokenizer
+from pretrain.errors import UserError
+from pretrain.models import tree
+from pretrain.models.convert import load
+from pretrain.models.transformer import Transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    path: epath.Path
+    config: RunConfig | None
+    """None: a folder in the Hugging Face layout."""
+    model: Transformer
+    tokenizer: Tokenizer | None
+    step: int
+
+
+def open_run(path, *, step: int | None = None) -> OpenRun:
+    """The newest checkpoint of a run, or the one of `step`, or a Hugging Face folder. Only parameters are read."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such directory, expected a run or a Hugging Face folder; check the path")
+    if runs.read(path) is None:
+        if not (path / "config.json").exists():
+            raise UserError(f"{path}: found neither run.json nor config.json; expected a run or a Hugging Face folder")
+        _, model = load(path)
+        return OpenRun(path=path, config=None, model=model, tokenizer=_hf_tokenizer(path), step=0)
+    config = runs.read_config(path)
+    config.check()
+    at = _choose(path, step)
+    tokenizer = load_tokenizer(corpus_folder(config.data, path / "data") / "tokenizer")
+    return OpenRun(path=path, config=config, model=read_model(config, path, at), tokenizer=tokenizer, step=at)
+
+
+def read_model(config: RunConfig, run: epath.Path, step: int) -> Transformer:
+    """The parameters of a checkpoint, whole on the first device, in f32."""
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    model = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree.abstract(config.model, jnp.float32)
+    )
+    return manager.read_part(run / "checkpoints" / str(step), {"model": model})["model"]
+
+
+def _choose(run: epath.Path, step: int | None) -> int:
+    newest = manager.latest(run / "checkpoints")
+    if newest is None:
+        raise UserError(f"{run} has no finished checkpoint; expected one, train it with pretrain train --run {run}")
+    if step is None or manager.is_finished(run / "checkpoints" / str(step)):
+        return newest if step is None else step
+    raise UserError(f"{run} has no finished checkpoint {step}; the newest is {newest}, leave --step out to use it")
+
+
+def _hf_tokenizer(path: epath.Path) -> Tokenizer | None:
+    found = any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    return load_tokenizer(path) if found else None

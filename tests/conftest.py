@@ -1,0 +1,46 @@
+"""Every test process simulates eight devices, so that layouts are real everywhere and golden numbers mean one thing."""
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder of small text files, the same in every test process."""
+    import random
+
+    folder = tmp_path_factory.mktemp("text")
+    words = [
+        "the",
+        "a",
+        "of",
+        "to",
+        "and",
+        "in",
+        "is",
+        "it",
+        "for",
+        "on",
+        "with",
+        "as",
+        "by",
+        "at",
+        "from",
+        "token",
+        "model",
+        "batch",
+        "loss",
+        "step",
+        "mesh",
+        "axis",
+        "shard",
+        "row",
+    ]
+    rng = random.Random(0)
+    for i in range(60):
+        lines = [" ".join(rng.choices(words, k=rng.randint(4, 12))) + "." for _ in range(rng.randint(3, 40))]
+        (folder / f"{i:03}.txt").write_text("\n".join(lines))
+    return folder
