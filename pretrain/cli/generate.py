@@ -1,0 +1,82 @@
+from dataclasses import dataclass
+
+from pretrain.cli import arguments, output, runs
+from pretrain.errors import UserError
+from pretrain.models.generate.config import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue a prompt.
+
+    examples:
+      pretrain generate smoke --prompt "def main(" --max-tokens 40
+      pretrain generate smoke --prompt "import " --temperature 0 --json
+      pretrain generate exported/ --prompt "Once" --temperature 0.8 --top-p 0.95 --seed 1
+    """
+
+    run: arguments.Run
+    prompt: str
+    max_tokens: int = 64
+    """At most; an end-of-text token ends it sooner."""
+    temperature: float = 0.8
+    """0 takes the most probable token."""
+    top_k: int | None = None
+    """Only the k most probable tokens."""
+    top_p: float | None = None
+    """Only the fewest tokens that are together this probable."""
+    min_p: float | None = None
+    """Only tokens at least this times as probable as the most probable one."""
+    seed: int = 0
+    step: int | None = None
+    """Of the checkpoint. Default: the latest."""
+    json: arguments.Json = False
+
+    def __call__(self) -> None:
+        sampling = sampling_of(self)
+        run = runs.find(self.run)
+        import jax
+
+        from pretrain.models.generate.decode import generate
+        from pretrain.opened import open_run
+
+        opened = open_run(run, step=self.step)
+        out = generate(
+            opened.model,
+            [prompt_ids(opened, self.prompt)],
+            max_tokens=self.max_tokens,
+            sampling=sampling,
+            key=jax.random.key(self.seed),
+            stop_tokens=stop_tokens(opened),
+        )
+        tokens = out.tokens[0]
+        text = opened.tokenizer.decode(tokens)
+        facts = {"text": text, "tokens": tokens, "logprobs": out.logprobs[0]}
+        output.show(facts, self.json, [self.prompt + text])
+
+
+def sampling_of(options) -> Sampling:
+    """Raises UserError with every option out of range."""
+    sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+    problems = [message for holds, message in sampling.checks() if not holds]
+    if options.max_tokens < 1:
+        problems.append(f"max_tokens={options.max_tokens}: expected at least 1")
+    if options.seed < 0:
+        problems.append(f"seed={options.seed}: expected 0 or more")
+    if problems:
+        raise UserError(*problems)
+    return sampling
+
+
+def prompt_ids(opened, text: str) -> list[int]:
+    """As a document begins in training: with bos where the corpus has it, or where no config says."""
+    tokenizer = opened.tokenizer
+    with_bos = opened.config.data.corpus.add_bos if opened.config else tokenizer.bos is not None
+    return ([tokenizer.bos] if with_bos else []) + tokenizer.encode(text)
+
+
+def stop_tokens(opened) -> tuple[int, ...]:
+    return () if opened.tokenizer.eos is None else (opened.tokenizer.eos,)
+
+
+COMMAND = Generate
