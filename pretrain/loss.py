@@ -48,9 +48,9 @@ def chunked_cross_entropy(
 ) -> tuple[jax.Array, jax.Array, Metrics]:
     """(loss_sum, weight_sum, metrics), scalars in f32; only loss_sum passes a gradient, to `params` and `hidden_BTD`.
 
-    Metrics, sums too: "nll" (without smoothing and z-loss), "z_loss" (as added to the loss), "correct" (weight of tokens
-    whose target has the largest logit). Parameter gradients add up in f32. Only the length is cut in chunks, so that the
-    batch may be sharded over devices; the vocabulary too.
+    Metrics, sums too: "nll" (without smoothing and z-loss), "z_loss" (as added to the loss), "correct" (weight of the
+    tokens whose target has the largest logit). Parameter gradients add up in f32. Only the length is cut in chunks, so
+    that the batch may be sharded over devices; the vocabulary too.
     """
     terms = CrossEntropy(chunk=chunk, z_loss=z_loss, label_smoothing=label_smoothing, softcap=softcap)
     weights_BT = weights_BT.astype(jnp.float32)

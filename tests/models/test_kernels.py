@@ -1,5 +1,7 @@
 """Attention kernels against the definition, written out in numpy; it judges the reference, which judges the rest."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def arrays(T=37, S=37, K=2, G=3, H=8, dtype=jnp.float32):
 def with_gradients(kernel, q, k, v, do, **options):
     """(o, dq, dk, dv)"""
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles three times as fast
     def run(q, k, v, do):
         o, vjp = jax.vjp(lambda q, k, v: kernel(q, k, v, scale=0.3, **options), q, k, v)
         return o, *vjp(do)
@@ -41,14 +43,14 @@ def with_gradients(kernel, q, k, v, do, **options):
 def by_hand(q, k, v, mask, scale, softcap):
     """One query at a time, in numpy's f64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    segments = None if mask.q_segments_BT is None else np.asarray(mask.q_segments_BT)
     o = np.zeros(q.shape)
     for b, t, h, g in np.ndindex(q.shape[:4]):
-        i = t if mask.q_index_T is None else int(mask.q_index_T[t])
         seen = []
         for j in range(k.shape[1]):
-            same = mask.q_segments_BT is None or mask.q_segments_BT[b, t] == mask.kv_segments_BS[b, j] != 0
-            near = mask.window is None or i - mask.window < j
-            seen += [j] if same and near and (j <= i or not mask.causal) else []
+            same = segments is None or segments[b, t] == segments[b, j] != 0
+            near = mask.window is None or t - mask.window < j
+            seen += [j] if same and near and (j <= t or not mask.causal) else []
         if seen:
             x = k[b, seen, h] @ q[b, t, h, g] * scale
             x = x if softcap is None else softcap * np.tanh(x / softcap)
