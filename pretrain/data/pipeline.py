@@ -94,7 +94,9 @@ def _prefetched(build: _Rows, steps: range, workers: int, read_threads: int, pre
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only an absl program parses
     dataset = grain.MapDataset.range(steps.start, steps.stop).map(build)
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=prefetch))
+    dataset = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=max(prefetch, read_threads))
+    )
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(_start_worker, os.getpid()))
