@@ -146,7 +146,14 @@ def to_theirs(family: Family, model: Transformer, dtype: np.dtype) -> dict[str, 
 
     def read(row: Row) -> np.ndarray:
         parts = [part.to_theirs(np.asarray(params[part.name][...])) for part in row.parts]
-        return np.concatenate(parts, axis=row.axis).astype(dtype) if len(parts) > 1 else parts[0].astype(dtype)
+        whole = np.concatenate(parts, axis=row.axis) if len(parts) > 1 else parts[0]
+        with np.errstate(over="ignore"):
+            out = whole.astype(dtype)
+        if not np.isfinite(out).all():
+            raise UserError(
+                f"tensor {row.theirs}: found numbers that are not finite as {dtype}; export another step or dtype"
+            )
+        return out
 
     return {row.theirs: Tensor(row.shape, dtype, lambda row=row: read(row)) for row in rows}
 

@@ -1,5 +1,7 @@
 """Tiny random models of `transformers`, one per thing that can differ."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,9 +37,7 @@ SCALINGS = {
     "yarn_mscale": rope(
         "yarn", factor=4.0, original_max_position_embeddings=8, beta_fast=2.0, mscale=0.7, mscale_all_dim=1.2
     ),
-    "llama3": rope(
-        "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
-    ),
+    "llama3": rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8),
 }
 MODELS: dict[str, tuple[str, dict]] = {
     "llama_mha": ("Llama", LLAMA),
@@ -71,7 +71,8 @@ def tokens(rows: int = 3, length: int = LENGTH, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, (rows, length), dtype=np.int32)
 
 
-@jax.jit
+# Unoptimised code compiles seven times faster, and these models run once.
+@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def logits(model: Transformer, inputs: Inputs) -> jax.Array:
     return model.logits(model(inputs).hidden_BTD)
 
