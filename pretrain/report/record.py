@@ -1,0 +1,129 @@
+"""What a run directory says about its run, whatever of it is there."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from etils import epath
+
+Line = dict[str, Any]
+Status = Literal["not started", "running", "finished", "failed", "pre-empted"]
+ENDS: dict[str, Status] = {"done": "finished", "failed": "failed", "preempted": "pre-empted"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    name: str
+    facts: Mapping[str, Any]
+    """Of run.json; empty where it cannot be read."""
+    metrics: tuple[Line, ...]
+    """One line a step, in order; of a repeated step the last."""
+    repeated: int
+    """Lines of steps that a resume trained once more."""
+    events: tuple[Line, ...]
+    samples: Mapping[int, str]
+    gaps: tuple[str, ...]
+    """Files that are missing or torn, in sentences."""
+
+    @property
+    def status(self) -> Status:
+        """By the last event that starts or ends a session; a killed process leaves no word and counts as running."""
+        for event in reversed(self.events):
+            if event["kind"] in ENDS:
+                return ENDS[event["kind"]]
+            if event["kind"] in ("start", "resume"):
+                return "running"
+        return "running" if self.metrics else "not started"
+
+    def of_kind(self, kind: str) -> list[Line]:
+        return [event for event in self.events if event["kind"] == kind]
+
+    @property
+    def evaluations(self) -> list[Line]:
+        """One a step, in order; of a repeated one the last."""
+        return by_step(self.of_kind("evaluation"))
+
+
+def read(run: epath.Path) -> Record:
+    facts, problem = read_object(run / "run.json")
+    metrics, broken_metrics = read_lines(run / "metrics.jsonl")
+    events, broken_events = read_lines(run / "events.jsonl")
+    metrics = [line for line in metrics if isinstance(line.get("step"), int)]
+    kept = by_step(metrics)
+    gaps = [
+        problem and f"run.json {problem}: no config, hardware or command.",
+        not metrics and "metrics.jsonl has no line yet: no curves.",
+        broken_metrics and f"metrics.jsonl: {_broken(broken_metrics)}.",
+        not events and "events.jsonl has no line yet: status and wall time are not known.",
+        broken_events and f"events.jsonl: {_broken(broken_events)}.",
+    ]
+    return Record(
+        name=run.name,
+        facts=facts,
+        metrics=tuple(kept),
+        repeated=len(metrics) - len(kept),
+        events=tuple(e for e in events if isinstance(e.get("kind"), str)),
+        samples=_samples(run / "samples"),
+        gaps=tuple(g for g in gaps if g),
+    )
+
+
+def read_object(path: epath.Path) -> tuple[dict[str, Any], str]:
+    """A JSON object and "", or {} and what is wrong with the file."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}, "is missing"
+    except (OSError, ValueError) as error:
+        return {}, f"cannot be read ({type(error).__name__})"
+    return (found, "") if isinstance(found, dict) else ({}, "is not an object")
+
+
+def read_lines(path: epath.Path) -> tuple[list[Line], list[int]]:
+    """The objects of a JSON Lines file that may not exist, and the 1-based numbers of lines that are none."""
+    lines, broken = [], []
+    if not path.exists():
+        return lines, broken
+    for number, text in enumerate(path.read_bytes().decode(errors="replace").split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            lines.append(found)
+        else:
+            broken.append(number)
+    return lines, broken
+
+
+def by_step(lines: Iterable[Line]) -> list[Line]:
+    """One line a step, in order; the last of a step wins."""
+    found = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
+    return [found[step] for step in sorted(found)]
+
+
+def number(value: Any) -> float | None:
+    """A finite number or None; the sinks write the others by name."""
+    try:
+        x = float(value)
+    except (TypeError, ValueError):
+        return None
+    return x if math.isfinite(x) else None
+
+
+def _samples(folder: epath.Path) -> dict[int, str]:
+    if not folder.exists():
+        return {}
+    files = {int(p.stem): p for p in folder.iterdir() if p.suffix == ".md" and p.stem.isdigit()}
+    return {step: files[step].read_bytes().decode(errors="replace") for step in sorted(files)}
+
+
+def _broken(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    return (
+        f"line {shown} is torn and was left out" if len(numbers) == 1 else f"lines {shown} are torn and were left out"
+    )
