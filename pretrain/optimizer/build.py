@@ -51,16 +51,16 @@ def build(config: OptimizerConfig, names: Any, matrix_axes: Any, total_steps: in
         slots = {leaf.name: leaf.rule.init(p) for leaf, p in zip(leaves, _flat(params, leaves)) if leaf.rule}
         return OptimizerState(jnp.int32(0), jnp.float32(0), jnp.float32(0), slots)
 
-    def update(grads, state, params=None):
-        grads_flat = _flat(grads, leaves)
-        norm = global_norm([g for leaf, g in zip(leaves, grads_flat) if leaf.rule])
+    def update(updates, state, params=None):
+        grads = _flat(updates, leaves)
+        norm = global_norm([g for leaf, g in zip(leaves, grads) if leaf.rule])
         clip = _clip_scale(norm, config.clip_norm)
         rate = learning_rate(config, state.step, total_steps)
         step = state.step + 1
-        updates, slots = [], {}
-        for leaf, grad, param in zip(leaves, grads_flat, _flat(params, leaves)):
+        moves, slots = [], {}
+        for leaf, grad, param in zip(leaves, grads, _flat(params, leaves)):
             if not leaf.rule:
-                updates.append(jnp.zeros_like(param))
+                moves.append(jnp.zeros_like(param))
                 continue
             direction, slots[leaf.name] = leaf.rule.update(
                 grad.astype(jnp.float32) * clip, state.slots[leaf.name], param, step
@@ -68,8 +68,8 @@ def build(config: OptimizerConfig, names: Any, matrix_axes: Any, total_steps: in
             decay = config.weight_decay if leaf.group.weight_decay is None else leaf.group.weight_decay
             if decay:
                 direction = direction + decay * param.astype(jnp.float32)
-            updates.append(-rate * leaf.group.lr_scale * direction)
-        return jax.tree.unflatten(jax.tree.structure(params), updates), OptimizerState(step, norm, rate, slots)
+            moves.append(-rate * leaf.group.lr_scale * direction)
+        return jax.tree.unflatten(jax.tree.structure(params), moves), OptimizerState(step, norm, rate, slots)
 
     return optax.GradientTransformation(init, update)
 

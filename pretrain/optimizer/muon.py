@@ -43,7 +43,7 @@ def orthogonal_update(kind: Muon, axes: MatrixAxes, momentum: jax.Array) -> jax.
     batch = momentum.shape[: axes.batch]
     rows = math.prod(momentum.shape[i] for i in axes.input_axes(momentum.ndim))
     columns = math.prod(momentum.shape[i] for i in axes.output_axes(momentum.ndim))
-    layouts = _layouts(jax.typeof(momentum), axes.batch)
+    layouts = _layouts(jax.typeof(momentum).sharding, momentum.shape, axes.batch)
     whole = _through(momentum, layouts[1:]).reshape(*batch, rows, columns)
     near = newton_schulz(whole.astype(kind.iteration_dtype), kind.iterations).astype(jnp.float32)
     if kind.scale == "match_rms":
@@ -73,27 +73,24 @@ def newton_schulz(x: jax.Array, iterations: int) -> jax.Array:
     return x.mT if tall else x
 
 
-def _layouts(array: jax.core.ShapedArray, batch: int) -> list[NamedSharding]:
-    """Layouts from the array's own to one that keeps every matrix whole, each one collective after the last.
+def _layouts(stored: NamedSharding, shape: tuple[int, ...], batch: int) -> list[NamedSharding]:
+    """Layouts from `stored` to one that keeps every matrix whole, each one collective after the last.
 
     A mesh axis that shards a matrix moves to a stacked axis it divides: each device then orthogonalises some of the
     layers. Where there is none, it is gathered and every device repeats the work. One mesh axis moves at a time: XLA
     makes that an all-to-all, but turns a move of two at once into a full replication.
     """
-    sharding = array.sharding
-    spec = [() if s is None else s if isinstance(s, tuple) else (s,) for s in sharding.spec]
-    layouts = [sharding]
-    for axis in range(batch, array.ndim):
+    sizes = stored.mesh.shape
+    spec = [[] if s is None else list(s) if isinstance(s, tuple) else [s] for s in stored.spec]
+    layouts = [stored]
+    for axis in range(batch, len(shape)):
         while spec[axis]:
-            *kept, moved = spec[axis]
-            spec[axis] = tuple(kept)
-            size = sharding.mesh.shape[moved]
+            moved = spec[axis].pop()
             for stacked in range(batch):
-                shards = math.prod(sharding.mesh.shape[name] for name in spec[stacked])
-                if array.shape[stacked] % (shards * size) == 0:
-                    spec[stacked] = (*spec[stacked], moved)
+                if shape[stacked] % math.prod(sizes[name] for name in (*spec[stacked], moved)) == 0:
+                    spec[stacked].append(moved)
                     break
-            layouts.append(NamedSharding(sharding.mesh, PartitionSpec(*(s or None for s in spec))))
+            layouts.append(NamedSharding(stored.mesh, PartitionSpec(*(tuple(s) or None for s in spec))))
     return layouts
 
 

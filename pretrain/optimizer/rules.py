@@ -92,15 +92,17 @@ def _muon(kind: Muon, axes: MatrixAxes) -> Rule:
 def _adafactor(kind: Adafactor, axes: MatrixAxes | None) -> Rule:
     """Rows, columns and root mean squares belong to one matrix, so a stack of layers moves as its layers would alone.
 
-    A stack of vectors has no matrix axes and shares its root mean squares. Momentum averages directions before the
-    rate, optax's after it: the same where the rate is constant.
+    What has no matrix axes is one thing: with two long sides, as a table of embeddings has, it is factored too; a stack
+    of vectors shares its root mean squares. Momentum averages directions before the rate, optax's after it: the same
+    where the rate is constant.
     """
 
     def split(param: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """The input and output axes of a matrix worth factoring."""
-        if axes is None:
+        matrix = axes or (MatrixAxes(0, 1, 1) if param.ndim == 2 else None)
+        if matrix is None:
             return None
-        ins, outs = axes.input_axes(param.ndim), axes.output_axes(param.ndim)
+        ins, outs = matrix.input_axes(param.ndim), matrix.output_axes(param.ndim)
         sides = [math.prod(param.shape[i] for i in side) for side in (ins, outs)]
         return (ins, outs) if min(sides) >= kind.factored_from else None
 

@@ -101,10 +101,15 @@ def test_adafactor_of_a_wide_stack_is_adafactor_of_each_flat_matrix():
 
 
 def test_adafactor_keeps_a_row_and_a_column_per_matrix():
-    params = {"p0": jnp.zeros((3, 256, 2, 4, 32)), "p1": jnp.zeros((3, 256))}
-    slots = ours(replace(PLAIN, kind=Adafactor()), params, {"p0": (1, 1, 3), "p1": None}).init(params).slots
+    params = {"p0": jnp.zeros((3, 256, 2, 4, 32)), "p1": jnp.zeros((3, 256)), "table": jnp.zeros((512, 128))}
+    axes = {"p0": (1, 1, 3), "p1": None, "table": None}
+    slots = ours(replace(PLAIN, kind=Adafactor()), params, axes).init(params).slots
     shapes = jax.tree.map(jnp.shape, slots)
-    assert shapes == {"p0": {"row": (3, 256), "column": (3, 2, 4, 32)}, "p1": {"square": (3, 256)}}
+    assert shapes == {
+        "p0": {"row": (3, 256), "column": (3, 2, 4, 32)},
+        "p1": {"square": (3, 256)},
+        "table": {"row": (512,), "column": (128,)},
+    }
 
 
 def test_moments_stored_in_bfloat16_give_f32_updates_close_to_f32_moments():
