@@ -91,7 +91,7 @@ def _from_file(name: str) -> Preset:
         raise UserError(f"{name}: found no function run(), expected one that returns a RunConfig; define it")
     if not isinstance(config, Preset):
         found = type(config).__name__
-        raise UserError(f"{name}: run() returned a {found}, expected a RunConfig or TransformerConfig; return one")
+        raise UserError(f"{name}: run() returned {found}, expected a RunConfig or TransformerConfig; return one")
     return config
 
 
@@ -99,7 +99,7 @@ def _line(error: BaseException, path: Path) -> int:
     """The last line of the file that the error passed."""
     line, traceback = 1, error.__traceback__
     while traceback is not None:
-        if Path(traceback.tb_frame.f_code.co_filename) == path:
+        if Path(traceback.tb_frame.f_code.co_filename).resolve() == path.resolve():
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     return line
@@ -118,7 +118,7 @@ def _from_run(name: str) -> RunConfig:
         raise UserError(f"{path}: not readable ({type(error).__name__}), expected JSON; restore the file") from None
     if not isinstance(facts, dict) or "config" not in facts:
         raise UserError(f"{path}: found no config in it, expected the run.json of a run; name another")
-    return decode(facts["config"], RunConfig)
+    return decode(facts["config"], RunConfig, f"{path}: config")
 
 
 def remats() -> dict[str, Remat | None]:
@@ -203,8 +203,9 @@ def _with(config: Preset, name: str, words: list[str], also: tuple[str, ...]) ->
             raise ValueError
         return _replaced(config, name.split("."), flags.value(spelled, words))
     except ValueError:
+        named = [n for cls in flags.classes(annotation) if cls in NAMED for n in NAMED[cls]()]
         shown = type(now).__name__ if is_dataclass(now) else now
-        raise UserError(flags.mismatch(name, words, annotation, shown)) from None
+        raise UserError(flags.mismatch(name, words, " or ".join(named) or flags.describe(annotation), shown)) from None
 
 
 def _choices(annotation: Any, now: Any, word: str) -> list[Any]:

@@ -43,6 +43,7 @@ def fields_of(cls: type) -> dict[str, Field]:
 def parse(cls: type[T], words: list[str], prog: str) -> T:
     """Raises UserError with every problem. A positional argument may be given as an option too (`--run DIR`)."""
     known, values, problems = fields_of(cls), {}, []
+    wrong: dict[str, str] = {}
     rest = known.pop("overrides", None)
     overrides: list[str] = []
     slots = [f for f in known.values() if f.positional]
@@ -61,20 +62,21 @@ def parse(cls: type[T], words: list[str], prog: str) -> T:
         if name not in known and negated in known and known[negated].annotation is bool:
             values[negated] = False
         elif name in known:
-            _set(known[name], word, queue, values, problems)
+            _set(known[name], word, queue, values, wrong)
         elif rest is not None:
             overrides += [word, *_take(queue, None)]
         else:
             problems.append(flags.no_such(name, known, "option", f"see {prog} --help"))
             _take(queue, None)
-    missing = [f for f in known.values() if f.required and f.name not in values]
+    missing = [f for f in known.values() if f.required and f.name not in values | wrong]
+    problems += wrong.values()
     problems += [f"{_label(f)}: missing, {prog} needs it; see {prog} --help" for f in missing]
     if problems:
         raise UserError(*problems)
     return cls(**values, **({} if rest is None else {"overrides": tuple(overrides)}))
 
 
-def _set(field: Field, word: str, queue: list[str], values: dict, problems: list[str]) -> None:
+def _set(field: Field, word: str, queue: list[str], values: dict, wrong: dict[str, str]) -> None:
     attached = word.split("=", 1)[1:]
     if field.annotation is bool and not attached:
         attached = [queue.pop(0)] if queue and queue[0].lower() in ("true", "false") else ["True"]
@@ -82,7 +84,7 @@ def _set(field: Field, word: str, queue: list[str], values: dict, problems: list
     try:
         new = flags.value(field.annotation, words)
     except ValueError:
-        problems.append(flags.mismatch(field.name, words, field.annotation))
+        wrong[field.name] = flags.mismatch(field.name, words, flags.describe(field.annotation))
         return
     values[field.name] = values.get(field.name, ()) + new if isinstance(new, tuple) else new
 

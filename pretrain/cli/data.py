@@ -58,10 +58,7 @@ class Show:
     json: arguments.Json = False
 
     def __call__(self) -> None:
-        folder = Path(self.folder)
-        if not (folder / "manifest.json").is_file() and (folder.is_dir() is False or (folder / "run.json").is_file()):
-            folder = Path(data_of(self.folder)[1])
-        output.show(numbers(folder), self.json)
+        output.show(numbers(_prepared(self.folder)), self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +94,14 @@ class Inspect:
         output.show({"step": self.step, "segments": segments}, self.json, [_told(s) for s in segments])
 
 
+def _prepared(name: str) -> Path:
+    """The prepared folder of that path or of that run."""
+    if (Path(name) / "manifest.json").is_file():
+        return Path(name)
+    run = Path(runs.find(name))
+    return data_of(name)[1] if (run / "run.json").is_file() else run / "data"
+
+
 def _segments(pipeline, tokenizer, step: int, row: int) -> list[dict]:
     tokens = pipeline.rows(step, slice(row, row + 1))["tokens"][0]
     return [
@@ -125,7 +130,7 @@ def data_of(run: str):
     from pretrain.data.corpus import corpus_folder
 
     folder = os.fspath(runs.find(run))
-    config = presets.load_run(os.path.join(folder, "run.json"))
+    config = presets.load_run(folder)
     return config, corpus_folder(config.data, os.path.join(folder, "data"))
 
 

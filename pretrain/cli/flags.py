@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, Union, get_args, get_origin
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 HABITS = {
     "learning_rate": "optimizer.peak_lr",
@@ -65,7 +66,7 @@ def grouped(words: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 def plain(annotation: Any) -> Any:
     """The annotation without the classes among its choices, which no single word spells; None where nothing is left."""
-    choices = [a for a in options(annotation) if not is_dataclass(a) and hasattr(get_origin(a) or a, "items") is False]
+    choices = [a for a in options(annotation) if not is_dataclass(a) and not _is_table(a)]
     return None if not choices or choices == [type(None)] else Union[tuple(choices)]  # noqa: UP007 of a computed tuple
 
 
@@ -74,8 +75,18 @@ def classes(annotation: Any) -> list[type]:
 
 
 def options(annotation: Any) -> tuple[Any, ...]:
+    """What may stand there, without classes that hold tables, which no option can spell."""
     is_union = get_origin(annotation) in (Union, types.UnionType)
-    return get_args(annotation) if is_union else (annotation,)
+    return tuple(a for a in (get_args(annotation) if is_union else (annotation,)) if not _holds_tables(a))
+
+
+@cache
+def _holds_tables(annotation: Any) -> bool:
+    return is_dataclass(annotation) and any(_is_table(hint) for hint in get_type_hints(annotation).values())
+
+
+def _is_table(annotation: Any) -> bool:
+    return hasattr(get_origin(annotation) or annotation, "items")
 
 
 def arity(annotation: Any) -> int | None:
@@ -122,9 +133,9 @@ def describe(annotation: Any) -> str:
     return " or ".join(parts)
 
 
-def mismatch(name: str, words: Sequence[str], annotation: Any, now: Any = None) -> str:
+def mismatch(name: str, words: Sequence[str], expected: str, now: Any = None) -> str:
     found = repr(" ".join(words)) if words else "no value"
-    return f"{name}: found {found}, expected {describe(annotation)}" + ("" if now is None else f"; it is {now} now")
+    return f"{name}: found {found}, expected {expected}" + ("" if now is None else f"; it is {now} now")
 
 
 def no_such(name: str, names: Iterable[str], what: str, otherwise: str) -> str:
@@ -145,4 +156,4 @@ def nearest(name: str, names: Sequence[str], at_most: int = 3) -> list[str]:
     if close:
         return close
     lasts = {n.rsplit(".", 1)[-1]: n for n in reversed(names)}
-    return [lasts[n] for n in get_close_matches(last, lasts, 1, 0.7)] or get_close_matches(name, names, at_most, 0.5)
+    return [lasts[n] for n in get_close_matches(last, lasts, 1, 0.7)] or get_close_matches(name, names, at_most)

@@ -71,6 +71,8 @@ def sampling_of(options) -> Sampling:
 def prompt_ids(opened, text: str) -> list[int]:
     """As a document begins in training: with bos where the corpus has it, or where no config says."""
     tokenizer = opened.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{opened.path}: found no tokenizer, expected tokenizer.json or tokenizer.model; copy it there")
     with_bos = opened.config.data.corpus.add_bos if opened.config else tokenizer.bos is not None
     return ([tokenizer.bos] if with_bos else []) + tokenizer.encode(text)
 

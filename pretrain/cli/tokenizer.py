@@ -1,3 +1,5 @@
+import os
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +49,13 @@ class Train:
         chosen = sample(training, wanted.sample_bytes)
         if not chosen:
             raise UserError(f"found no text for training in {len(files)} source files, expected some; name other files")
-        folder.mkdir(parents=True, exist_ok=True)
-        train_sentencepiece(chosen, wanted, folder)
+        partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+        partial.mkdir(parents=True)
+        try:
+            train_sentencepiece(chosen, wanted, partial)
+            partial.replace(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         output.show({"folder": self.to, **facts(load_tokenizer(folder))}, self.json)
 
 
