@@ -1,6 +1,7 @@
 """The progress line of a run: a live bar on a terminal, plain lines in a log."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
@@ -80,21 +81,25 @@ def short_exponent(x: float) -> str:
 
 
 class Progress:
-    """What a run says while it trains. Give `stream=None` on every process but the first: it then says nothing."""
+    """What a run says while it trains.
+
+    Args:
+        stream: Where to; None: the standard error of the first process, and nothing from the others.
+    """
 
     def __init__(
         self,
         total_steps: int,
         start_step: int,
-        stream: TextIO | None,
+        stream: TextIO | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._stream, self._clock = total_steps, stream, clock
+        self._total, self._stream, self._clock = total_steps, stream or _first_stderr(), clock
         self._first: tuple[int, float] | None = None
         self._bar = None
-        if stream is not None and stream.isatty():
-            self._bar, self._task = _bar(total_steps, start_step, stream)
+        if self._stream is not None and self._stream.isatty():
+            self._bar, self._task = _bar(total_steps, start_step, self._stream)
 
     def update(self, facts: Facts) -> None:
         """One line for a finished step: `facts` as in `line`; the run's steps and the time left are added."""
@@ -126,6 +131,12 @@ class Progress:
             self._first = step, now
         first, since = self._first
         return (self._total - step) * (now - since) / (step - first) if step > first else None
+
+
+def _first_stderr() -> TextIO | None:
+    import jax
+
+    return sys.stderr if jax.process_index() == 0 else None
 
 
 def _bar(total_steps: int, start_step: int, stream: TextIO) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Pieces of HTML. Every text goes through `text`, every piece comes back as markup."""
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape as text
@@ -8,7 +9,7 @@ from typing import Any
 
 from pretrain.metrics.progress import count
 from pretrain.report.record import Record, number
-from pretrain.serial import KIND, flat
+from pretrain.serial import KIND, encode, flat
 
 SAMPLES = 60
 """Steps whose samples are shown; of more, evenly spread ones and always the last."""
@@ -86,10 +87,24 @@ def samples(found: Mapping[int, str]) -> str:
     left = len(steps) - len(shown)
     blocks = (
         f"<details{' open' if i == 0 else ''}><summary>Step {step:,}</summary>"
-        f'<div class="sample">{text(found[step].strip())}</div></details>'
+        f"{''.join(map(_sample, _fenced(found[step])))}</details>"
         for i, step in enumerate(shown)
     )
     return "".join(blocks) + (nothing(f"{left} more steps are in the folder samples/.") if left else "")
+
+
+def _fenced(markdown: str) -> list[str]:
+    """The blocks of a file of samples without their fences; a file of another form is one block."""
+    heading, *blocks = re.split(r"^```text\n", markdown, flags=re.MULTILINE)
+    return [block.rstrip().removesuffix("```").removesuffix("\n") for block in blocks] or [heading.strip()]
+
+
+def _sample(block: str) -> str:
+    """The prompt fainter than what the model wrote, which stands between ⟨ and ⟩."""
+    prompt, bracket, written = block.partition("⟨")
+    if not bracket:
+        return f'<div class="sample">{text(block)}</div>'
+    return f'<div class="sample"><span>{text(prompt)}</span>{text(written.rstrip().removesuffix("⟩"))}</div>'
 
 
 def config(value: Any) -> str:
@@ -129,19 +144,26 @@ def _plain(value: Any) -> str:
 
 
 def changes(facts: Mapping[str, Any]) -> str:
-    """What differs from `preset` of run.json: {"name", "config"}."""
-    preset = facts.get("preset")
-    if not isinstance(preset, dict) or not isinstance(preset.get("config"), dict):
-        name = f" ({preset})" if isinstance(preset, str) else ""
-        return nothing(f"run.json does not hold the values of a preset{name}: nothing to compare with.")
-    theirs, ours = flat(preset["config"]), flat(facts.get("config") or {})
+    """What differs from the preset that run.json names, as this version of pretrain has it."""
+    name = facts.get("preset")
+    theirs = _preset(str(name)) if name else None
+    if theirs is None:
+        named = f"The run started from {name}, which is no preset" if name else "run.json names no preset"
+        return nothing(f"{named}: nothing to compare with.")
+    ours = flat(facts.get("config") or {})
     rows = [
-        [name, _side(theirs, name), _side(ours, name)]
-        for name in dict.fromkeys([*theirs, *ours])
-        if theirs.get(name) != ours.get(name) or (name in theirs) != (name in ours)
+        [field, _side(theirs, field), _side(ours, field)]
+        for field in dict.fromkeys([*theirs, *ours])
+        if _side(theirs, field) != _side(ours, field)
     ]
-    name = str(preset.get("name", "preset"))
-    return table(["Field", name, "This run"], rows) if rows else nothing(f"Nothing differs from {name}.")
+    return table(["Field", str(name), "This run"], rows) if rows else nothing(f"Nothing differs from {name}.")
+
+
+def _preset(name: str) -> dict[str, Any] | None:
+    """Its fields by dotted name. Files and runs are not looked into: writing a report runs nobody's code."""
+    from pretrain import presets
+
+    return flat(encode(presets.load(name))) if name in presets.names() else None
 
 
 def _side(values: Mapping[str, Any], name: str) -> str:

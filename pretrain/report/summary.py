@@ -72,6 +72,10 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("FLOPs per token", count(said["flops_per_token"]) if number(said.get("flops_per_token")) else ""),
         ("Training FLOPs", _flops(record)),
         ("Resumes", _resumes(record)),
+        (
+            "Changed later",
+            "; ".join(f"step {e.get('step', '?')}: {e.get('what', '?')}" for e in record.of_kind("changed")),
+        ),
         ("Compilation", f"{duration(sum(compiled))}{_sessions(len(compiled))}" if compiled else ""),
         ("Checkpoints", f"{len(saved)}, the last at step {saved[-1].get('step', '?')}" if saved else ""),
         ("Commit", str(commit) if commit else "not recorded" if said else ""),

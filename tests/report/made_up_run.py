@@ -13,6 +13,8 @@ from pretrain.serial import encode
 CREATED = 1_763_971_200.0  # 2025-11-24 08:00 UTC
 DEVICE = {"platform": "tpu", "device_kind": "TPU v5p", "devices": 8, "processes": 2}
 
+SAMPLE = "# step {step}\n\n```text\ndef ⟨close(self):\n    return <b>None</b>⟩\n```\n\n```text\nimport ⟨os```⟩\n```\n"
+
 
 def metrics_line(step: int, *, steps: int, tokens: int = 524_288) -> dict:
     r = random.Random(step)
@@ -59,9 +61,7 @@ def make_run(
     write_lines(run / "events.jsonl", events(steps, resume_at))
     (run / "samples").mkdir(exist_ok=True)
     for step in (steps // 2, steps):
-        (run / "samples" / f"{step}.md").write_text(
-            f"# Step {step}\n\n## `def `\n\ndef close(self):\n    return <b>None</b>\n"
-        )
+        (run / "samples" / f"{step}.md").write_text(SAMPLE.format(step=step))
     return run
 
 

@@ -10,7 +10,6 @@ from made_up_run import make_run, write_lines
 from pretrain.configs.runs.smoke import run as smoke
 from pretrain.report import write_report
 from pretrain.report.page import embedded, plotly
-from pretrain.serial import encode
 
 
 @pytest.fixture
@@ -175,7 +174,7 @@ def test_text_from_the_run_is_never_markup(tmp_path):
         command=["pretrain", attack],
         versions={attack: attack},
         code={"commit": attack},
-        preset={"name": attack, "config": encode(smoke())},
+        preset=attack,
     )
     (run / "samples" / "60.md").write_text(attack)
     write_lines(run / "events.jsonl", [{"time": 1.0, "kind": "failed", "step": 1, "reason": attack}])
@@ -250,7 +249,15 @@ def test_samples_are_shown_newest_first_and_the_newest_open(run):
     html = page(run)
     part = html[html.index('id="samples"') : html.index('id="facts"')]
     assert re.findall(r"<details( open)?><summary>(.*?)</summary>", part) == [(" open", "Step 60"), ("", "Step 30")]
-    assert "return &lt;b&gt;None&lt;/b&gt;" in part
+    assert (
+        part.count('<div class="sample"><span>def </span>close(self):\n    return &lt;b&gt;None&lt;/b&gt;</div>') == 2
+    )
+    assert part.count('<div class="sample"><span>import </span>os```</div>') == 2
+
+
+def test_samples_of_another_form_are_shown_as_they_are(run):
+    (run / "samples" / "60.md").write_text("Once upon\n```\na time ⟨")
+    assert "Once upon ``` a time" in seen(run)
 
 
 def test_the_command_can_be_pasted_into_a_shell(run):
@@ -272,8 +279,19 @@ def test_the_config_is_shown_whole(run):
 def test_the_config_is_compared_with_its_preset(tmp_path):
     preset = smoke()
     mine = replace(preset, seed=7, optimizer=replace(preset.optimizer, peak_lr=1e-3))
-    text = seen(make_run(tmp_path / "a", mine, preset={"name": "runs.smoke", "config": encode(preset)}))
+    text = seen(make_run(tmp_path / "a", mine, preset="runs.smoke"))
     assert "Field runs.smoke This run optimizer.peak_lr 0.003 0.001 seed 0 7" in text
-    text = seen(make_run(tmp_path / "b", preset, preset={"name": "runs.smoke", "config": encode(preset)}))
-    assert "Nothing differs from runs.smoke." in text
-    assert "does not hold the values of a preset" in seen(make_run(tmp_path / "c"))
+    assert "Nothing differs from runs.smoke." in seen(make_run(tmp_path / "b", preset, preset="runs.smoke"))
+    assert "run.json names no preset" in seen(make_run(tmp_path / "c"))
+
+
+def test_writing_a_report_runs_no_code_of_the_run(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("raise SystemExit('ran')")
+    assert "which is no preset: nothing to compare with" in seen(make_run(tmp_path / "a", preset=str(mine)))
+
+
+def test_what_a_resume_changed_is_named(run):
+    changed = {"time": 1.8e9, "kind": "changed", "step": 40, "what": "mesh.fsdp: 4 -> 8 (safe)"}
+    write_lines(run / "events.jsonl", [changed])
+    assert "Changed later step 40: mesh.fsdp: 4 -> 8 (safe)" in seen(run)

@@ -124,12 +124,14 @@ def test_a_terminal_gets_a_bar_that_ends_with_the_last_line(monkeypatch):
     assert shown.rindex("step 100/100 100% loss 1.500") > shown.rindex("saved step 50")
 
 
-def test_other_processes_say_nothing(capsys):
-    progress = Progress(100, 0, None)
+@pytest.mark.parametrize(("process", "said"), [(0, "resumed\nstep 50/100 50% loss 2.000\n"), (1, "")])
+def test_only_the_first_process_speaks_and_on_standard_error(process, said, monkeypatch, capsys):
+    monkeypatch.setattr("jax.process_index", lambda: process)
+    progress = Progress(100, 0)
     progress.note("resumed")
     progress.update({"step": 50, "loss": 2.0})
     progress.close()
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", said)
 
 
 @pytest.mark.parametrize(
