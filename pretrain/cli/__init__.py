@@ -76,7 +76,7 @@ def run(words: list[str]) -> int:
     verb, *rest = words
     if verb not in VERBS:
         raise UserError(_unknown(verb, list(VERBS), "verb", "pretrain --help lists all"))
-    command = importlib.import_module(f"pretrain.cli.{verb.replace('import', 'import_')}").COMMAND
+    command = command_of(verb)
     prog = f"pretrain {verb}"
     if isinstance(command, dict):
         if not rest or rest[0] in ("-h", "--help"):
@@ -92,6 +92,12 @@ def run(words: list[str]) -> int:
         arguments.show_help(command, prog)
         return DONE
     return arguments.parse(command, rest, prog)() or DONE
+
+
+def command_of(verb: str) -> type | dict[str, type]:
+    """The dataclass of a verb's arguments, which is called to run it; one for each action where there are several."""
+    module = "import_" if verb == "import" else verb
+    return importlib.import_module(f"pretrain.cli.{module}").COMMAND
 
 
 def _unknown(word: str, known: list[str], what: str, otherwise: str) -> str:
