@@ -9,12 +9,12 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import jax
-import zoo
 
 from pretrain import exchange
 from pretrain.errors import CheckFailed, UserError
 from pretrain.models import convert
 from pretrain.models.transformer import Transformer, unrolled
+from tests.parity import zoo
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import zoo
 
 from pretrain.models import convert
+from tests.parity import zoo
 
 TOLERANCE = 2e-5
 PACKABLE = ["llama_gqa", "llama_yarn", "gpt2"]

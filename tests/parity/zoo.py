@@ -21,6 +21,7 @@ VOCAB, LENGTH = 61, 24
 LLAMA = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2}
 LLAMA |= {"num_attention_heads": 4, "max_position_embeddings": 8, "initializer_range": 0.3, "rms_norm_eps": 1e-5}
 GPT2 = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "initializer_range": 0.2}
+GPT2 |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def rope(kind: str, **more) -> dict:
