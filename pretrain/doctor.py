@@ -93,7 +93,7 @@ def _of_extra(requirement: "Requirement", extra: str) -> "Requirement":
 
 def _packages(requirements: "Sequence[Requirement]") -> Iterator[Finding]:
     """One finding a required package that is wrong, and one an extra."""
-    needed = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    needed = [r for r in requirements if _wanted(r, "")]
     problems = {r.name: problem for r in needed if (problem := _problem(r))}
     for name, problem in problems.items():
         yield _error(f"package {name}", problem, "install again: pip install -e . (or make a new .venv)")
@@ -102,10 +102,14 @@ def _packages(requirements: "Sequence[Requirement]") -> Iterator[Finding]:
         yield _ok("packages", f"all {len(needed)} there, among them {shown}")
     extras = dict.fromkeys(v for r in requirements for v in _extras_named(r))
     for extra in extras:
-        of_extra = [r for r in requirements if extra in _extras_named(r) and r.marker.evaluate({"extra": extra})]
+        of_extra = [r for r in requirements if extra in _extras_named(r) and _wanted(r, extra)]
         missing = [f"{r.name}: {problem}" for r in of_extra if r.name != "pretrain" and (problem := _problem(r))]
         install = f"pip install 'pretrain[{extra}]' if you want it"
         yield _ok(f"extra {extra}", "; ".join(missing) if missing else "there", install if missing else "")
+
+
+def _wanted(requirement: "Requirement", extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _extras_named(requirement: "Requirement") -> list[str]:
@@ -128,8 +132,8 @@ def _problem(requirement: "Requirement") -> str:
         return f"{distribution.version} is installed, but {modules[0]} cannot be imported"
     for text in distribution.requires or [] if requirement.extras else []:
         inner = Requirement(text)
-        wanted = inner.marker and not inner.marker.evaluate({"extra": ""})
-        if wanted and any(inner.marker.evaluate({"extra": e}) for e in requirement.extras) and (why := _problem(inner)):
+        added = not _wanted(inner, "") and any(_wanted(inner, extra) for extra in requirement.extras)
+        if added and (why := _problem(inner)):
             return f"{inner.name} {why}"
     return ""
 

@@ -55,7 +55,7 @@ def curves(record: Record) -> dict[str, Any]:
                 "smooth": mean(y) if noisy else None,
             }
             for (key, title, unit, form, noisy), y in zip(CHARTS, columns.values())
-            if any(v is not None for v in y)
+            if any(y)  # a term that is switched off is 0 everywhere
         ],
         "evaluations": {
             "x": {name: [_at(s, steps, x) for s, _ in evaluations] for name, (_, x) in axes.items()},
@@ -103,8 +103,8 @@ def thin(*columns: Numbers) -> list[int]:
     for bucket in range(BUCKETS):
         part = range(bucket * n // BUCKETS, (bucket + 1) * n // BUCKETS)
         for c in columns:
-            if known := [i for i in part if c[i] is not None]:
-                kept |= {min(known, key=lambda i: c[i]), max(known, key=lambda i: c[i])}
+            if known := [(v, i) for i in part if (v := c[i]) is not None]:
+                kept |= {min(known)[1], max(known)[1]}
     return sorted(kept)
 
 

@@ -61,4 +61,4 @@ def plotly() -> str:
 
 
 def _resource(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return files("pretrain.report").joinpath(name).read_text(encoding="utf-8")

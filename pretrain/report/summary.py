@@ -10,7 +10,7 @@ from pretrain.report.curves import hours, utilisation
 from pretrain.report.record import Record, number
 
 RECENT = 20
-"""Lines of metrics that a "now" is the median of."""
+"""Lines of metrics, at most a tenth of all, that a "now" is the median of."""
 QUIET_SECONDS = 1800
 """A running run whose last event and end are further back says when it was last heard of."""
 
@@ -107,7 +107,8 @@ def wall_seconds(record: Record) -> float | None:
 
 
 def _recent(record: Record, key: str) -> float | None:
-    values = [v for line in record.metrics[-RECENT:] if (v := number(line.get(key))) is not None]
+    lines = max(1, min(RECENT, len(record.metrics) // 10))
+    values = [v for line in record.metrics[-lines:] if (v := number(line.get(key))) is not None]
     return median(values) if values else None
 
 

@@ -159,6 +159,12 @@ def test_an_axis_that_cannot_be_computed_has_no_button(tmp_path):
     assert drawn(html)["charts"] == []
 
 
+def test_a_term_that_is_switched_off_has_no_chart(run):
+    lines = [{"step": s, "loss": 2.0, "z_loss": 0.0, "accuracy": s / 10} for s in range(3)]
+    write_lines(run / "metrics.jsonl", lines)
+    assert [c["key"] for c in drawn(page(run))["charts"]] == ["accuracy"]
+
+
 def test_of_a_repeated_step_the_last_line_is_drawn(run):
     lines = [{"step": s, "loss": float(s)} for s in (1, 2, 3)] + [{"step": 3, "loss": 30.0}, {"step": 4, "loss": 40.0}]
     write_lines(run / "metrics.jsonl", lines)
