@@ -118,6 +118,8 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evals: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    start_from: str | None = None
+    """A run or a Hugging Face folder whose parameters the run starts with; None: random ones."""
     simulate: int | None = None
     """Run on so many simulated CPU devices; None: on the real ones."""
     seed: int = 0

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pretrain import __version__
+from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer_export import to_hf
 from pretrain.errors import CheckFailed, UserError
 from pretrain.models import convert, tree
 from pretrain.models.config import LearnedPositions, TransformerConfig
 from pretrain.models.convert import engine, safetensors
 from pretrain.models.convert.folder import MAX_SHARD_BYTES, describe
 from pretrain.models.transformer import Inputs, Transformer
+from pretrain.opened import OpenRun
 
 MANIFEST = "export.json"
 """The name and SHA-256 of every file of an export: what marks a folder as one."""
@@ -66,6 +69,32 @@ def export_model(
         _swap(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def export_run(opened: OpenRun, folder: str | os.PathLike, *, dtype: str = "float32", check: bool = False) -> dict:
+    """`export_model` with all that a run knows of its model; returns where it is and, with `check`, the proof."""
+    tokenizer, config = opened.tokenizer, opened.config
+    corpus = config and config.data.corpus
+    facts: dict[str, Any] = {"run": str(opened.path), "step": f"{opened.step:,}"}
+    if config is not None:
+        tokens = opened.step * config.batch.rows * config.data.sequence_length
+        facts |= {"tokens": f"{tokens:,}", "sequence length": config.data.sequence_length, "seed": config.seed}
+        facts["corpus"] = type(config.data.corpus.source).__name__
+
+    def write_tokenizer(into: Path) -> dict[str, int | None]:
+        to_hf(tokenizer, into, add_bos=corpus.add_bos if corpus else tokenizer.bos is not None)
+        return {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
+
+    export_model(
+        opened.model,
+        write_tokenizer if tokenizer else None,
+        folder,
+        dtype=dtype,
+        length=config.data.sequence_length if config else None,
+        card=facts,
+    )
+    proof = check_export(folder, opened.model) if check else {}
+    return {"folder": str(folder), "dtype": dtype, "step": opened.step, **proof}
 
 
 def check_export(folder: str | os.PathLike, model: Transformer) -> dict[str, Any]:
@@ -193,3 +222,33 @@ def _card(name: str, model: Transformer, dtype: str, facts: Mapping[str, Any]) -
 def _rows(facts: Mapping[str, Any]) -> list[str]:
     cells = [(str(key), " ".join(str(value).split()).replace("|", "\\|")) for key, value in facts.items()]
     return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells)]
+
+
+def import_folder(folder: str | os.PathLike, run: str | os.PathLike) -> dict[str, Any]:
+    """Reads a Hugging Face folder and writes it again as `run`, ready for evaluate, generate and --start-from.
+
+    Returns the contract of `check_export`, against the folder that was read. Raises UserError for whatever the folder
+    has that our model would not read.
+    """
+    folder = Path(folder)
+    config, model = convert.load(folder)
+    has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    tokenizer = load_tokenizer(folder) if has_tokenizer else None
+
+    def write_tokenizer(into: Path) -> dict[str, int | None]:
+        to_hf(tokenizer, into, add_bos=tokenizer.bos is not None)
+        return {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
+
+    export_model(model, write_tokenizer if tokenizer else None, run, card={"imported from": folder.name})
+    tokens_BT = _random_tokens(config)
+    judge, logits, unread, _ = _transformers_logits(folder, tokens_BT) or ("own reload", None, [], [])
+    if logits is None:
+        logits = _logits(convert.load(Path(run))[1], tokens_BT)
+    difference = float(np.max(np.abs(_logits(model, tokens_BT) - logits)))
+    return {
+        "run": os.fspath(run),
+        "parameters": tree.size(model),
+        "max_abs_logit_difference": difference,
+        "compared_with": judge,
+        "unread_tensors": unread,
+    }

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from pretrain.evaluate.perplexity import Evaluator
 from pretrain.feed import Feed
 from pretrain.metrics.sinks import Recorder
 from pretrain.models import accounting, tree
+from pretrain.opened import with_parameters
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
 from pretrain.sharding.processes import Processes, start
@@ -173,7 +174,10 @@ def _state(job: Job, optimizer, dtype) -> tuple[TrainState, Progress]:
     steps = job.checkpoints.steps()
     if not steps:
         job.recorder.event("start", step=0)
-        return create(job.config, optimizer, dtype, job.mesh), Progress(step=0, tokens=0)
+        state = create(job.config, optimizer, dtype, job.mesh)
+        if job.config.start_from is not None:
+            state = replace(state, model=with_parameters(state.model, job.config.start_from))
+        return state, Progress(step=0, tokens=0)
     state, progress = job.checkpoints.restore(abstract(job.config, optimizer, dtype, job.mesh), steps[-1])
     job.recorder.event("resume", step=progress.step)
     return state, progress

@@ -8,6 +8,7 @@ import jax
 from pretrain.config import NextToken
 from pretrain.loss import chunked_cross_entropy
 from pretrain.models.transformer import Inputs, Transformer
+from pretrain.sharding import place
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +36,7 @@ Objective = Callable[[Transformer, Batch, jax.Array | None], Loss]
 
 def build(config: NextToken) -> Objective:
     def next_token(model: Transformer, batch: Batch, key: jax.Array | None) -> Loss:
-        hidden_BTD = model(batch.inputs, key=key).hidden_BTD
+        hidden_BTD = place.constrain(model(batch.inputs, key=key).hidden_BTD, "batch", "length", "features")
         total, weight, metrics = chunked_cross_entropy(
             lambda unembed, h_BTD: unembed(h_BTD),
             model.unembed(),

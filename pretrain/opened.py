@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from pretrain import run as runs
-from pretrain.checkpoint import manager
+from pretrain.checkpoint import layout, manager
 from pretrain.config import RunConfig
 from pretrain.data.corpus import corpus_folder
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
@@ -65,3 +65,15 @@ def _choose(run: epath.Path, step: int | None) -> int:
 def _hf_tokenizer(path: epath.Path) -> Tokenizer | None:
     found = any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     return load_tokenizer(path) if found else None
+
+
+def with_parameters(model: Transformer, source: str) -> Transformer:
+    """`model` with the parameters of a run or a Hugging Face folder, each laid out as the one it replaces.
+
+    Raises UserError naming the parameters whose names or shapes differ.
+    """
+    mine, theirs = layout.flatten(model), layout.flatten(open_run(source).model)
+    layout.require_same(layout.describe(theirs), layout.describe(mine), f"start_from={source}")
+    return jax.tree.unflatten(
+        jax.tree.structure(model), [jax.device_put(theirs[n], array.sharding) for n, array in mine.items()]
+    )

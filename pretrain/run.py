@@ -21,7 +21,7 @@ SAFE = ("mesh", "rules", "simulate", "log", "checkpoint", "evals", "batch.accumu
 SAFE += ("data.read_threads", "data.prefetch", "objective.loss.chunk", "model.decoder.remat", "model.encoder.remat")
 """May change at any resume: they change where and how the run computes, not what."""
 
-REFUSED = ("model", "data.corpus", "data.sequence_length", "data.seed", "data.shuffle", "seed")
+REFUSED = ("model", "data.corpus", "data.sequence_length", "data.seed", "data.shuffle", "seed", "start_from")
 """Make it another run."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
