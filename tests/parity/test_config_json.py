@@ -94,9 +94,7 @@ def test_what_no_architecture_has_is_named():
             describe(config)
         assert error.value.problems == (message,)
     with pytest.raises(UserError, match=r"decoder\.1\.mixer\.window"):
-        describe(
-            gpt3.gpt3_small() if hasattr(gpt3, "gpt3_small") else gpt2.gpt2(d_model=8, layers=2, heads=2, window=4)
-        )
+        describe(gpt3.gpt3_small())
 
 
 def rope(**fields) -> dict:

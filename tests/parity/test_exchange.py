@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +10,18 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
 
 from pretrain import exchange
+from pretrain.configs.llama import llama
+from pretrain.data.config import TrainSentencePiece
+from pretrain.data.tokenizer_sentencepiece import train_sentencepiece
 from pretrain.errors import CheckFailed, UserError
-from pretrain.models import convert
+from pretrain.models import convert, tree
 from pretrain.models.transformer import Transformer, unrolled
+from pretrain.opened import OpenRun
 from tests.parity import zoo
 
 
@@ -66,6 +74,21 @@ def test_an_export_says_what_it_is(model, tmp_path):
     assert "| training data | a \\| b |" in card
     assert "## validation\n\n| | |\n|---|---|\n| loss | 2.5 |" in card
     assert "LlamaForCausalLM" in card
+
+
+def test_a_run_is_exported_with_its_tokenizer(tmp_path):
+    text = Path(json.__file__).read_text()
+    tokenizer = train_sentencepiece([text], TrainSentencePiece(vocab_size=420), tmp_path / "tokenizer")
+    config = llama(vocab_size=420, d_model=8, layers=1, heads=2, d_ff=12)
+    rng = np.random.default_rng(0)
+    model = tree.like(tree.abstract(config), lambda _, p: jnp.asarray(rng.normal(size=p.shape), p.dtype))
+    opened = OpenRun(path=epath.Path("runs/x"), config=None, model=model, tokenizer=tokenizer, step=40)
+    report = exchange.export_run(opened, tmp_path / "out", check=True)
+    assert report["unread_tensors"] == []
+    theirs = zoo.transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs(text[:500], add_special_tokens=False)["input_ids"] == tokenizer.encode(text[:500])
+    config = zoo.transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.bos_token_id, config.eos_token_id) == (tokenizer.bos, tokenizer.eos)
 
 
 def test_an_earlier_export_is_replaced_and_anything_else_is_left_alone(model, tmp_path):
