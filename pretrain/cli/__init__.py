@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import sys
 
 from pretrain.errors import CheckFailed, UserError
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code. Prints each problem of the input as one line on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    if not debug:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that only it knows
     try:
         return run([w for w in words if w != "--debug"])
     except UserError as error:

@@ -2,9 +2,7 @@ from dataclasses import asdict, dataclass
 
 from tyro.conf import Positional
 
-from pretrain.cli import arguments, output, runs
-
-CODES = {True: 0, False: 3}
+from pretrain.cli import CHECK, DONE, arguments, output, runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +25,9 @@ class Doctor:
         findings = doctor.environment() if run is None else doctor.examine(run)
         ok = not any(f.severity == "error" for f in findings)
         facts = {"ok": ok, "findings": [asdict(f) for f in findings]}
-        lines = [f"{f.severity}: {f.where}: {f.what}; {f.do}" for f in findings]
+        lines = [f"{f.severity}: {f.where}: {f.what}" + (f"; {f.do}" if f.do else "") for f in findings]
         output.show(facts, self.json, lines or ["nothing wrong found"])
-        return CODES[ok]
+        return DONE if ok else CHECK
 
 
 COMMAND = Doctor

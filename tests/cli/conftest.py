@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,18 @@ def write_runs(folder: Path) -> None:
     (folder / "file").write_text("x")
 
 
+def write_damaged_corpora(runs: Path) -> None:
+    """Copies of the run `begun` and its corpus, each with one file that is not what it was."""
+    for name in ("shard_cut", "shard_gone", "manifest_cut", "manifest_old", "tokenizer_other"):
+        shutil.copytree(runs / "begun", runs / name)
+    shard = Path("data") / "train-00000.array_record"
+    (runs / "shard_cut" / shard).write_bytes((runs / "begun" / shard).read_bytes()[:1000])
+    (runs / "shard_gone" / shard).unlink()
+    (runs / "manifest_cut/data/manifest.json").write_text("{")
+    (runs / "manifest_old/data/manifest.json").write_text('{"version": 0}')
+    shutil.copy(runs.parent / "tokenizers/broken.model", runs / "tokenizer_other/data/tokenizer/tokenizer.model")
+
+
 def write_hub(folder: Path) -> None:
     files = {
         "empty": {"notes.txt": "x"},
@@ -121,6 +134,7 @@ def prepared_world(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         assert main(["data", "prepare", "my/good.py", "--run", "runs/begun", "--workers", "1"]) == 0
+    write_damaged_corpora(world / "runs")
     return world
 
 

@@ -181,8 +181,8 @@ def test_export_passes_the_opened_run_and_its_options(stand_in, opened, capsys):
 
 
 def test_import_passes_folder_and_run(stand_in):
-    calls = stand_in("pretrain.exchange", import_folder={"run": "runs/new"})
-    assert main(["import", "hub/damaged", "--run", "runs/new"]) == 0
+    calls = stand_in("pretrain.exchange", import_folder={"run": "runs/imported"})
+    assert main(["import", "hub/damaged", "--run", "runs/imported"]) == 0
     assert list(map(str, calls[0][1])) == ["hub/damaged", "runs/imported"]
 
 
