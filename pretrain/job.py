@@ -157,7 +157,7 @@ def _write_facts(config: RunConfig, run: epath.Path, flops: float, preset: str |
     runs.write(
         run,
         config,
-        preset=preset if preset is not None else old.get("preset"),
+        preset=old.get("preset", preset),
         hardware={
             "platform": device.platform,
             "device_kind": device.device_kind,

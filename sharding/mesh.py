@@ -30,7 +30,7 @@ class MeshConfig:
             ),
             (
                 len(free) < 2,
-                f"{' and '.join(free)} are all -1: only one axis can take the remaining devices; size the others",
+                f"{' and '.join(free)} are all -1: only one can take the remaining devices; size the others",
             ),
         )
 

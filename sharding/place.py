@@ -17,7 +17,8 @@ from pretrain.sharding.axes import Axis
 from pretrain.sharding.rules import AxisRules, Table, assign
 
 Axes = tuple[Axis | None, ...]
-_rules: ContextVar[AxisRules] = ContextVar("rules", default=AxisRules())
+NOWHERE = AxisRules()
+_rules: ContextVar[AxisRules] = ContextVar("rules", default=NOWHERE)
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes) 
 
 
 def deal(x: jax.Array, hands: int) -> jax.Array:
-    """[batch, ...] -> [hands, batch / hands, ...]: row r goes to hand r mod `hands`, so that each device keeps its rows."""
+    """[batch, ...] -> [hands, batch / hands, ...]: row r goes to hand r mod `hands`, so each device keeps its rows."""
     rest = (None,) * (x.ndim - 1)
     shape = (x.shape[0] // hands, hands, *x.shape[1:])
     x = x.reshape(shape) if _trivial() else jax.lax.reshape(x, shape, out_sharding=spec("batch", None, *rest))

@@ -42,7 +42,7 @@ def assign(axes: tuple[Axis | None, ...], table: Table, sizes: Mapping[str, int]
         for m in mesh_axes:
             if m in seen:
                 raise UserError(
-                    f"rules put both {seen[m]!r} and {axis!r} of an array ({', '.join(map(str, axes))}) on mesh axis {m!r}; "
+                    f"rules put {seen[m]!r} and {axis!r} of an array ({', '.join(map(str, axes))}) on mesh axis {m!r}; "
                     f"remove {m!r} from one of them"
                 )
             seen[m] = axis
