@@ -64,6 +64,8 @@ HARMLESS = frozenset(
 """Names and settings of generation, storage and other heads: the logits do not hang on them."""
 
 REQUIRED = object()
+LARGEST = 2**31
+"""No size, rate or base of any model comes near it."""
 
 
 class Fields:
@@ -80,27 +82,29 @@ class Fields:
         self.problems = [] if problems is None else problems
         self.seen: set[str] = set()
 
-    def take(self, name: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
+    def take(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
         """The value; `default` where it is absent or null. Integers are numbers with a point too, booleans are none."""
         self.seen.add(name)
         value = self.values.get(name)
         if value is None and default is not REQUIRED:
             return default
-        kinds = (kind if isinstance(kind, tuple) else (kind,)) + ((int,) if kind is float else ())
-        if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+        kinds = (float, int) if kind is float else (kind,)
+        known = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
+        if known and not (kind in (int, float) and not abs(value) < LARGEST):  # nor NaN
             return float(value) if kind is float else value
         found = "nothing" if value is None else repr(value)[:60]
-        self.problems.append(
-            f"{self.where}: {name} is {found}, expected {'/'.join(k.__name__ for k in kinds)}; correct it"
-        )
+        self.problems.append(f"{self.where}: {name} is {found}, expected {kind.__name__}; correct it")
         return default if default is not REQUIRED else None
 
     def size(self, name: str, default: Any = REQUIRED) -> Any:
         """A positive whole number."""
+        return self.positive(name, default, int)
+
+    def positive(self, name: str, default: Any = REQUIRED, kind: type = float, above: int = 0) -> Any:
         before = len(self.problems)
-        value = self.take(name, int, default)
-        if value is not None and len(self.problems) == before and value <= 0:
-            self.problems.append(f"{self.where}: {name} is {value}, expected a positive number; correct it")
+        value = self.take(name, kind, default)
+        if value is not None and len(self.problems) == before and value <= above:
+            self.problems.append(f"{self.where}: {name} is {value}, expected a number above {above}; correct it")
         return value
 
     def choose(self, name: str, choices: Mapping[str, Any], default: str) -> Any:

@@ -48,8 +48,13 @@ def load(
     values = safetensors.read_json(folder / "config.json")
     family = family_of(values)
     config = family.from_hf(values)
+    tensors = safetensors.read_folder(folder)
+    if config.stack.repeats > len(tensors):  # before anything grows with the number of layers
+        raise UserError(
+            f"config.json: found {config.stack.repeats} layers, {folder} has {len(tensors)} tensors; correct one"
+        )
     check(config)
-    return config, engine.to_ours(family, config, safetensors.read_folder(folder), place, dtype)
+    return config, engine.to_ours(family, config, tensors, place, dtype)
 
 
 def save(

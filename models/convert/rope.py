@@ -25,44 +25,49 @@ def from_hf(fields: Fields, length: int) -> Rope:
     fields.expect("partial_rotary_factor", 1.0)
     inner = Fields(merged, fields.architecture, f"{fields.where}: RoPE", fields.problems)
     inner.expect("partial_rotary_factor", 1.0)
-    theta = inner.take("rope_theta", float, THETA)
+    theta = inner.positive("rope_theta", THETA, above=1)
     scaling = inner.choose("rope_type", KINDS, "default")(inner, length)
     inner.leftovers()
     return Rope(theta=theta, scaling=scaling)
 
 
 def _linear(f: Fields, length: int) -> LinearScaling:
-    return LinearScaling(factor=f.take("factor", float))
+    return LinearScaling(factor=f.positive("factor"))
 
 
 def _dynamic(f: Fields, length: int) -> DynamicNtkScaling:
     f.expect(ORIGINAL, length)
-    return DynamicNtkScaling(factor=f.take("factor", float), original_length=length)
+    return DynamicNtkScaling(factor=f.positive("factor"), original_length=length)
 
 
 def _yarn(f: Fields, length: int) -> YarnScaling:
     original = f.size(ORIGINAL, length)
-    factor = f.take("factor", float, length / original if original else None)
+    factor = f.positive("factor", length / original if length and original else 1.0)
     attention = f.take("attention_factor", float, None)
     scales = [f.take(name, float, 0.0) for name in ("mscale", "mscale_all_dim")]
-    if attention is None and all(scales):  # DeepSeek's way to say it
+    if attention is None and all(scales) and not f.problems:  # DeepSeek's way to say it
         above, below = (0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0 for scale in scales)
         attention = above / below
     f.expect("truncate", True)
     return YarnScaling(
         factor=factor,
         original_length=original,
-        beta_fast=f.take("beta_fast", float, 32.0),
-        beta_slow=f.take("beta_slow", float, 1.0),
+        beta_fast=f.positive("beta_fast", 32.0),
+        beta_slow=f.positive("beta_slow", 1.0),
         attention_factor=attention,
     )
 
 
 def _llama3(f: Fields, length: int) -> Llama3Scaling:
+    low, high = f.positive("low_freq_factor"), f.positive("high_freq_factor")
+    if low and high and low >= high:
+        f.problems.append(
+            f"{f.where}: low_freq_factor is {low}, expected less than high_freq_factor={high}; correct one"
+        )
     return Llama3Scaling(
-        factor=f.take("factor", float),
-        low_frequency_factor=f.take("low_freq_factor", float),
-        high_frequency_factor=f.take("high_freq_factor", float),
+        factor=f.positive("factor"),
+        low_frequency_factor=low,
+        high_frequency_factor=high,
         original_length=f.size(ORIGINAL, length),
     )
 

@@ -127,7 +127,7 @@ REFUSED = {
         read_llama,
         {"vocab_size": "many", "hidden_size": -8, "num_attention_heads": True, "intermediate_size": 12},
         [
-            "config.json: hidden_size is -8, expected a positive number; correct it",
+            "config.json: hidden_size is -8, expected a number above 0; correct it",
             "config.json: num_attention_heads is True, expected int; correct it",
             "config.json: num_hidden_layers is nothing, expected int; correct it",
             "config.json: vocab_size is 'many', expected int; correct it",
@@ -141,6 +141,20 @@ REFUSED = {
             "config.json: RoPE: factor is 2.0, which LlamaForCausalLM does not have; "
             "remove it if the model was trained without it",
         ],
+    ),
+    "numbers": (
+        read_llama,
+        rope(rms_norm_eps=float("nan"), hidden_size=10**400, rope_scaling={"rope_type": "linear", "factor": -2}),
+        [
+            f"config.json: hidden_size is 1{'0' * 59}, expected int; correct it",
+            "config.json: rms_norm_eps is nan, expected float; correct it",
+            "config.json: RoPE: factor is -2.0, expected a number above 0; correct it",
+        ],
+    ),
+    "frequencies": (
+        read_llama,
+        rope(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}),
+        ["config.json: RoPE: low_freq_factor is 4.0, expected less than high_freq_factor=4.0; correct one"],
     ),
     "two_thetas": (
         read_llama,

@@ -1,7 +1,9 @@
 """Hostile and broken folders end in one line for each problem; nothing is guessed, run or silently ignored."""
 
 import json
+import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,10 +183,10 @@ def models() -> dict[str, Transformer]:
     made = {"llama": llama(**shape, tied=True), "gpt2": gpt2(**shape, length=9)}
     rng = np.random.default_rng(0)
 
-    def random(_: str, param: nnx.Param):
+    def numbers(_: str, param: nnx.Param):
         return jnp.asarray(rng.normal(size=param.shape), param.dtype)
 
-    return {name: tree.like(tree.abstract(config), random) for name, config in made.items()}
+    return {name: tree.like(tree.abstract(config), numbers) for name, config in made.items()}
 
 
 def saved(model: Transformer, folder: Path, drop: str = "", add: dict | None = None, **fields) -> Path:
@@ -232,6 +234,58 @@ def test_every_tensor_is_missed_or_read(models, tmp_path):
         "found tensor model.extra, which LlamaForCausalLM with this config.json does not have; "
         "correct config.json or remove it",
     )
+
+
+def test_absurd_sizes_cost_nothing(models, tmp_path):
+    assert refusal(saved(models["llama"], tmp_path, num_hidden_layers=10**9)) == (
+        f"config.json: found 1000000000 layers, {tmp_path} has 20 tensors; correct one",
+    )
+    wide = refusal(saved(models["llama"], tmp_path, intermediate_size=2**30, vocab_size=2**30))
+    assert (
+        wide[0]
+        == "tensor model.embed_tokens.weight: found shape [17, 8], config.json says [1073741824, 8]; correct one"
+    )
+
+
+def test_no_damage_to_a_folder_ends_in_anything_but_one_line_each(models, tmp_path):
+    convert.save(models["llama"], tmp_path)
+    rng, config = random.Random(0), json.loads((tmp_path / "config.json").read_text())
+    weights = (tmp_path / files.SINGLE).read_bytes()
+    junk = [
+        None,
+        True,
+        -1,
+        0,
+        3,
+        10**30,
+        1e400,
+        0.5,
+        "x",
+        "",
+        [],
+        [1],
+        {},
+        {"rope_type": "yarn"},
+        {"type": 7},
+        {"a": []},
+    ]
+    ends = Counter()
+    for i in range(300):
+        damaged, data = dict(config), bytearray(weights)
+        if i % 2:
+            for name in rng.sample(sorted(config), rng.randint(1, 3)):
+                damaged[name] = rng.choice(junk)
+        else:
+            data[rng.randrange(400)] = rng.randrange(256)
+            data = data[: rng.choice([len(data), len(data), rng.randrange(len(data))])]
+        (tmp_path / "config.json").write_text(json.dumps(damaged))
+        (tmp_path / files.SINGLE).write_bytes(data)
+        try:
+            convert.load(tmp_path)
+            ends["loaded"] += 1
+        except UserError:
+            ends["refused"] += 1
+    assert ends["refused"] > 150
 
 
 def test_quantised_tensors_are_refused(models, tmp_path):
