@@ -4,10 +4,10 @@ import ast
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pretrain import errors
 from pretrain.cli import flags
@@ -17,6 +17,7 @@ from pretrain.models.config import Remat, TransformerConfig
 from pretrain.serial import decode, encode, flat
 
 Preset = RunConfig | TransformerConfig
+C = TypeVar("C", bound=Preset)
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -135,7 +136,7 @@ class _Missing:
     """In place of a required value until a later option gives it."""
 
 
-def overrides(config: Preset, words: list[str] | tuple[str, ...], also: tuple[str, ...] = ()) -> Preset:
+def overrides(config: C, words: Sequence[str], also: tuple[str, ...] = ()) -> C:
     """The config with `--dotted.name value ...` applied in order, then checked.
 
     A field that holds one of several classes takes the name of another (`--optimizer.kind muon`), whose required fields
@@ -184,7 +185,7 @@ def settable(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     return out
 
 
-def _with(config: Preset, name: str, words: list[str], also: tuple[str, ...]) -> Preset:
+def _with(config: C, name: str, words: list[str], also: tuple[str, ...]) -> C:
     known = settable(config)
     negated = ".".join([*name.split(".")[:-1], name.rsplit(".", 1)[-1].removeprefix("no_")])
     if name not in known and negated in known and known[negated][0] is bool and not words:

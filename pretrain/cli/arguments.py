@@ -70,7 +70,8 @@ def parse(cls: type[T], words: list[str], prog: str) -> T:
             _take(queue, None)
     missing = [f for f in known.values() if f.required and f.name not in values | wrong]
     problems += wrong.values()
-    problems += [f"{_label(f)}: missing, {prog} needs it; see {prog} --help" for f in missing]
+    where = " before the options" if overrides else ""
+    problems += [f"{_label(f)}: missing, {prog} needs it{where}; see {prog} --help" for f in missing]
     if problems:
         raise UserError(*problems)
     return cls(**values, **({} if rest is None else {"overrides": tuple(overrides)}))

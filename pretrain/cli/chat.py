@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretrain.cli import arguments, runs
-from pretrain.cli.generate import prompt_ids, sampling_of, stop_tokens
+from pretrain.cli.generate import prompt_ids, sampling_of, stop_tokens, tokenizer_of
 
 HELP = "The model continues the text. /reset forgets it, /quit ends."
 
@@ -61,7 +61,7 @@ class Chat:
                 key=jax.random.fold_in(key, turn),
                 stop_tokens=stop_tokens(opened),
             )
-            text += typed(tokens, opened.tokenizer) + "\n"
+            text += typed(tokens, tokenizer_of(opened)) + "\n"
 
 
 def lines() -> Iterator[str]:

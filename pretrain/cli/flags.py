@@ -71,7 +71,7 @@ def plain(annotation: Any) -> Any:
 
 
 def classes(annotation: Any) -> list[type]:
-    return [a for a in options(annotation) if is_dataclass(a)]
+    return [a for a in options(annotation) if isinstance(a, type) and is_dataclass(a)]
 
 
 def options(annotation: Any) -> tuple[Any, ...]:

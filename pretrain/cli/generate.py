@@ -1,8 +1,13 @@
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pretrain.cli import arguments, output, runs
 from pretrain.errors import UserError
 from pretrain.models.generate.config import Sampling
+
+if TYPE_CHECKING:
+    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.opened import OpenRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ class Generate:
             stop_tokens=stop_tokens(opened),
         )
         tokens = out.tokens[0]
-        text = opened.tokenizer.decode(tokens)
+        text = tokenizer_of(opened).decode(tokens)
         facts = {"text": text, "tokens": tokens, "logprobs": out.logprobs[0]}
         output.show(facts, self.json, [self.prompt + text])
 
@@ -68,17 +73,22 @@ def sampling_of(options) -> Sampling:
     return sampling
 
 
-def prompt_ids(opened, text: str) -> list[int]:
+def prompt_ids(opened: "OpenRun", text: str) -> list[int]:
     """As a document begins in training: with bos where the corpus has it, or where no config says."""
-    tokenizer = opened.tokenizer
-    if tokenizer is None:
+    tokenizer = tokenizer_of(opened)
+    bos = tokenizer.bos if opened.config is None or opened.config.data.corpus.add_bos else None
+    return ([] if bos is None else [bos]) + tokenizer.encode(text)
+
+
+def tokenizer_of(opened: "OpenRun") -> "Tokenizer":
+    if opened.tokenizer is None:
         raise UserError(f"{opened.path}: found no tokenizer, expected tokenizer.json or tokenizer.model; copy it there")
-    with_bos = opened.config.data.corpus.add_bos if opened.config else tokenizer.bos is not None
-    return ([tokenizer.bos] if with_bos else []) + tokenizer.encode(text)
+    return opened.tokenizer
 
 
-def stop_tokens(opened) -> tuple[int, ...]:
-    return () if opened.tokenizer.eos is None else (opened.tokenizer.eos,)
+def stop_tokens(opened: "OpenRun") -> tuple[int, ...]:
+    eos = tokenizer_of(opened).eos
+    return () if eos is None else (eos,)
 
 
 COMMAND = Generate

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pretrain import presets
 from pretrain.cli import arguments, output, runs
 from pretrain.errors import UserError, check
+from pretrain.sharding.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +50,12 @@ class Train:
         facts = train(config, epath.Path(run), processes=processes, allow=allow, preset=self.config)
         output.show({"run": run, **facts}, self.json)
 
-    def _processes(self):
-        from pretrain.sharding.processes import Processes
-
+    def _processes(self) -> Processes | None:
         given = {"coordinator": self.coordinator, "processes": self.processes, "process": self.process}
         missing = [name for name, value in given.items() if value is None]
         if len(missing) == len(given):
             return None
-        if missing:
+        if self.coordinator is None or self.processes is None or self.process is None:
             raise UserError(*(f"{name}: missing, several processes need it; add --{name}" for name in missing))
         processes = Processes(coordinator=self.coordinator, count=self.processes, index=self.process)
         check(processes)

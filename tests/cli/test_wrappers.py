@@ -112,6 +112,20 @@ def test_generate_prints_text_or_all_of_it(decoding, capsys):
     assert decoding[0][2] == {"step": 7}
 
 
+@pytest.mark.parametrize("words", ["--run begun --prompt ab", "--prompt=ab begun", "--prompt ab --json begun"])
+def test_the_run_may_stand_anywhere_and_be_named(words, decoding):
+    assert main(["generate", *words.split()]) == 0
+    assert decoding[0][1][0].name == "begun"
+    assert decoding[1][1][1] == [[97, 98]]
+
+
+def test_a_config_after_options_is_asked_for_in_its_place(capsys):
+    assert main(["train", "--steps", "5", "runs.smoke"]) == 2
+    assert capsys.readouterr().err == (
+        "CONFIG: missing, pretrain train needs it before the options; see pretrain train --help\n"
+    )
+
+
 def test_a_prompt_begins_as_documents_did_in_training(decoding, opened):
     from dataclasses import replace
 
