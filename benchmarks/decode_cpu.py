@@ -1,6 +1,6 @@
 """Greedy decoding beside `transformers`: tokens per CPU-second with one thread each.
 
-Workload W1: Llama, d_model 256, 8 layers, 8 heads of 32, d_ff 688, vocabulary 8192 tied, f32, random weights, a prompt of 32.
+Workload W1: Llama, d_model 256, 8 layers, 8 heads of 32, d_ff 688, vocabulary 8192 tied, f32, random weights.
 Each side is a process of its own, pinned to one core; the two take turns, and one round's work is the same for both.
 
     python benchmarks/decode_cpu.py [--batch 1 8] [--new-tokens 128 224] [--repeats 7] [--core 1] [--json]
@@ -63,9 +63,10 @@ def theirs() -> Callable[[int, int], object]:
 
     def run(batch: int, new: int):
         ids = torch.tensor(prompts(batch))
+        mask = torch.ones_like(ids)
         with torch.inference_mode():
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, use_cache=True, pad_token_id=0
+                ids, attention_mask=mask, max_new_tokens=new, do_sample=False, use_cache=True, pad_token_id=0
             )
         assert out.shape == (batch, PROMPT + new)
 
@@ -89,9 +90,8 @@ class Side:
         environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
         environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, __file__, "--serve", name, "--core", str(core)]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
 
     def __call__(self, batch: int, new: int) -> float:
         self.process.stdin.write(f"{batch} {new}\n")
@@ -139,13 +139,12 @@ def main() -> None:
     if args.json:
         return print(json.dumps(rows))
     print("tokens per CPU-second, one thread, median; first call (compilation, warm-up) in CPU seconds, apart")
-    print(f"{'batch':>5} {'new':>5} {'pretrain':>9} {'transformers':>13} {'ratio':>6} {'(rounds)':>13} {'first call':>15}")
+    print("batch   new  pretrain  transformers  ratio      (rounds)  first calls")
     for r in rows:
-        rate, first, rounds = r["tokens_per_cpu_second"], r["first_call_cpu_seconds"], r["ratio_of_each_round"]
-        print(
-            f"{r['batch']:>5} {r['new_tokens']:>5} {rate['pretrain']:>9.0f} {rate['transformers']:>13.0f} {r['ratio']:>6.2f} "
-            f"{f'{min(rounds)}-{max(rounds)}':>13} {first['pretrain']:>7.1f} {first['transformers']:>7.1f}"
-        )
+        (ours, theirs), (a, b) = r["tokens_per_cpu_second"].values(), r["first_call_cpu_seconds"].values()
+        rounds = f"{min(r['ratio_of_each_round'])}-{max(r['ratio_of_each_round'])}"
+        row = f"{r['batch']:>5} {r['new_tokens']:>5} {ours:>9.0f} {theirs:>13.0f} {r['ratio']:>6.2f}"
+        print(f"{row} {rounds:>13} {a:>6} {b:>5}")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ from pretrain.models.config import BlockConfig, StackConfig, TransformerConfig
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class KeyValues:
-    """Of one attention layer; a leading `layers` axis where the layer is scanned."""
+    """Of one attention layer; a leading `layers` axis where the layer is scanned.
 
-    keys_BSKH: jax.Array
-    values_BSKH: jax.Array
+    Heads before slots: one head's keys are one matrix in memory, which a step multiplies without moving it.
+    """
+
+    keys_BKSH: jax.Array
+    values_BKSH: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -39,8 +42,8 @@ def empty_cache(config: TransformerConfig, batch: int, length: int, dtype: jnp.d
     """Room for `length` tokens in each of `batch` rows of the decoder."""
 
     def of(block: BlockConfig, *lead: int) -> KeyValues:
-        shape = (*lead, batch, length, block.mixer.kv_heads, block.mixer.head_dim)
-        return KeyValues(keys_BSKH=jnp.zeros(shape, dtype), values_BSKH=jnp.zeros(shape, dtype))
+        shape = (*lead, batch, block.mixer.kv_heads, length, block.mixer.head_dim)
+        return KeyValues(keys_BKSH=jnp.zeros(shape, dtype), values_BKSH=jnp.zeros(shape, dtype))
 
     stack: StackConfig = config.stack
     layers = StackCache(

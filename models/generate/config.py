@@ -20,8 +20,8 @@ class Sampling:
 
     def checks(self) -> Checks:
         return (
-            (self.temperature >= 0, f"temperature={self.temperature}: expected 0 (greedy) or more; 1 samples the model"),
-            (self.top_k is None or self.top_k > 0, f"top_k={self.top_k}: expected at least 1, or None to keep all tokens"),
+            (self.temperature >= 0, f"temperature={self.temperature}: expected 0 (greedy) or more; 1 is usual"),
+            (self.top_k is None or self.top_k > 0, f"top_k={self.top_k}: expected at least 1; None keeps all tokens"),
             (
                 self.top_p is None or 0 < self.top_p <= 1,
                 f"top_p={self.top_p}: expected a probability above 0, at most 1; 0.95 is usual, None keeps all tokens",

@@ -59,10 +59,20 @@ def generate(
 ) -> Generation:
     """Up to `max_tokens` after each prompt, fewer where a stop token comes first.
 
-    `cache_dtype`: None is the model's. `cache_length`: slots for padded prompts and new tokens; None is the next bucket.
+    `cache_dtype`: None is the model's. `cache_length`: slots for padded prompts and new tokens; None: the next bucket.
     Raises UserError before the first step when prompts, options and model do not fit.
     """
-    chunks = _chunks(model, prompts, max_tokens, sampling, key, stop_tokens, cache_dtype, cache_length, max_tokens)
+    chunks = _chunks(
+        model,
+        prompts,
+        chunk=max_tokens,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        key=key,
+        stop_tokens=stop_tokens,
+        cache_dtype=cache_dtype,
+        cache_length=cache_length,
+    )
     tokens_BN, logprobs_BN = (np.concatenate(parts, axis=1) for parts in zip(*chunks))
     rows = [row >= 0 for row in tokens_BN]
     return Generation(
@@ -83,13 +93,23 @@ def stream(
     cache_length: int | None = None,
 ) -> Iterator[int]:
     """The tokens that `generate` gives for this prompt alone, as they come."""
-    chunks = _chunks(model, [prompt], max_tokens, sampling, key, stop_tokens, cache_dtype, cache_length, STREAM)
+    chunks = _chunks(
+        model,
+        [prompt],
+        chunk=STREAM,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        key=key,
+        stop_tokens=stop_tokens,
+        cache_dtype=cache_dtype,
+        cache_length=cache_length,
+    )
     for tokens_BN, _ in chunks:
         yield from (t for t in tokens_BN[0].tolist() if t >= 0)
 
 
-def _chunks(model, prompts, max_tokens, sampling, key, stop_tokens, cache_dtype, cache_length, chunk):
-    """(tokens_BN, logprobs_BN) from the device, the first token alone and then up to `chunk` at a time; -1 after a stop."""
+def _chunks(model, prompts, *, chunk, max_tokens, sampling, key, stop_tokens, cache_dtype, cache_length):
+    """(tokens_BN, logprobs_BN): the first token alone, then up to `chunk` at a time; tokens after a stop are -1."""
     check(sampling, "sampling")
     _check(model, prompts, max_tokens)
     inputs = _padded(prompts)
@@ -170,7 +190,7 @@ def _grown(cache: Cache, length: int) -> Cache:
     def grow(x, axis):
         return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
-    layers = jax.tree.map(lambda x: grow(x, x.ndim - 3), cache.layers)
+    layers = jax.tree.map(lambda x: grow(x, x.ndim - 2), cache.layers)
     return Cache(layers=layers, segments_BS=grow(cache.segments_BS, 1), filled=cache.filled)
 
 

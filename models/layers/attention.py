@@ -17,6 +17,7 @@ from pretrain.sharding import place
 
 QUERY = ("batch", "length", "kv_heads", "groups", "head_dim")
 KEY = ("batch", "length", "kv_heads", "head_dim")
+CACHED = ("batch", "kv_heads", "length", "head_dim")
 ROWS = ("batch", "length")
 
 
@@ -65,13 +66,12 @@ class Attention(nnx.Module):
             q_BTKGH, k_BSKH = rotate(q_BTKGH, table), rotate(k_BSKH, table)
         if cache is not None:
             cache = KeyValues(
-                keys_BSKH=_write(cache.keys_BSKH, k_BSKH, rows.filled),
-                values_BSKH=_write(cache.values_BSKH, v_BSKH, rows.filled),
+                keys_BKSH=_write(cache.keys_BKSH, k_BSKH, rows.filled),
+                values_BKSH=_write(cache.values_BKSH, v_BSKH, rows.filled),
             )
-            k_BSKH, v_BSKH = cache.keys_BSKH.astype(q_BTKGH.dtype), cache.values_BSKH.astype(q_BTKGH.dtype)
         q_BTKGH, k_BSKH = checkpoint_name(q_BTKGH, "query"), checkpoint_name(k_BSKH, "key")
         v_BSKH = checkpoint_name(v_BSKH, "value")
-        o_BTKGH = checkpoint_name(self._mix(q_BTKGH, k_BSKH, v_BSKH, rows, cross), "attention")
+        o_BTKGH = checkpoint_name(self._mix(q_BTKGH, k_BSKH, v_BSKH, rows, cache, cross), "attention")
         y_BTD = place.project(o_BTKGH, weight(self.out, x_BTD.dtype), "batch", "sequence", "features", contract=3)
         if self.out_bias is not None:
             y_BTD = y_BTD + weight(self.out_bias, y_BTD.dtype)
@@ -82,32 +82,59 @@ class Attention(nnx.Module):
         y = y if bias is None else y + weight(bias, y.dtype)
         return y if norm is None else norm(y)
 
-    def _mix(self, q_BTKGH, k_BSKH, v_BSKH, rows: Rows, cross: bool) -> jax.Array:
-        c = self.config
+    def _mix(self, q_BTKGH, k_BSKH, v_BSKH, rows: Rows, cache: KeyValues | None, cross: bool) -> jax.Array:
+        c, T = self.config, q_BTKGH.shape[1]
         q_segments, kv_segments = rows.segments_BT, rows.segments_BT
         if cross:
             kv_segments = rows.encoded_segments_BS
         elif rows.filled is not None:
             kv_segments = rows.cached_segments_BS
+        slots = k_BSKH.shape[1] if cache is None else cache.keys_BKSH.shape[2]
         if q_segments is None and kv_segments is not None:
             q_segments = jnp.ones(q_BTKGH.shape[:2], jnp.int32)
         if kv_segments is None and q_segments is not None:
             kv_segments = jnp.ones(k_BSKH.shape[:2], jnp.int32)
+        # As many tokens as slots can only be the first ones.
+        start = None if slots == T else rows.filled
 
-        def attend(q, k, v, q_segments, kv_segments, filled):
+        def attend(q, k, v, q_segments, kv_segments, start):
+            if cache is not None:
+                k, v = k.swapaxes(1, 2).astype(q.dtype), v.swapaxes(1, 2).astype(q.dtype)
             mask = kernels.Mask(
                 q_segments_BT=q_segments,
                 kv_segments_BS=kv_segments,
-                q_index_T=None if filled is None else filled + jnp.arange(q.shape[1]),
+                q_index_T=None if start is None else start + jnp.arange(T),
                 causal=c.causal and not cross,
                 window=None if cross else c.window,
             )
             scale = c.head_dim**-0.5 if c.scale is None else c.scale
             return kernels.attention(q, k, v, mask=mask, scale=scale, softcap=c.softcap)
 
-        attend = place.local(attend, (QUERY, KEY, KEY, ROWS, ROWS, ()), QUERY)
-        return attend(q_BTKGH, k_BSKH, v_BSKH, q_segments, kv_segments, rows.filled)
+        key_axes = KEY if cache is None else CACHED
+        attend = place.local(attend, (QUERY, key_axes, key_axes, ROWS, ROWS, ()), QUERY)
+        if cache is None:
+            return attend(q_BTKGH, k_BSKH, v_BSKH, q_segments, kv_segments, None)
+        if start is not None and jax.default_backend() == "cpu":
+            attend = _apart(attend)
+        return attend(q_BTKGH, cache.keys_BKSH, cache.values_BKSH, q_segments, kv_segments, start)
 
 
-def _write(cache_BSKH: jax.Array, new_BTKH: jax.Array, start: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(cache_BSKH, new_BTKH.astype(cache_BSKH.dtype), start, axis=1)
+def _apart(attend):
+    """`attend` behind a branch that is always taken.
+
+    XLA's CPU compiler fuses the cache's update into each product that reads it, copying the cache every time; it does
+    not fuse into a branch: 0.1 ms instead of 0.7 in a step of 8 layers over 256 slots.
+    """
+
+    def run(q, k, v, q_segments, kv_segments, start):
+        def never(q, *_):
+            return q
+
+        return jax.lax.cond(start >= 0, attend, never, q, k, v, q_segments, kv_segments, start)
+
+    return run
+
+
+def _write(cache_BKSH: jax.Array, new_BTKH: jax.Array, start: jax.Array) -> jax.Array:
+    new_BKTH = new_BTKH.swapaxes(1, 2).astype(cache_BKSH.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(cache_BKSH, new_BKTH, start, axis=2)
