@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pretrain import __version__
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.data.tokenizer_export import to_hf
 from pretrain.errors import CheckFailed, UserError
 from pretrain.models import convert, tree
@@ -30,10 +30,13 @@ TOLERANCE = 1e-3
 ROWS, LENGTH = 2, 64
 """Of the random tokens both read."""
 
+TokenizerWriter = Callable[[Path], Mapping[str, Any]]
+"""Writes its files into a folder and returns fields of config.json and generation_config.json, as `eos_token_id`."""
+
 
 def export_model(
     model: Transformer,
-    tokenizer_writer: Callable[[Path], Mapping[str, Any]] | None,
+    tokenizer_writer: TokenizerWriter | None,
     folder: str | os.PathLike,
     *,
     dtype: str = "float32",
@@ -44,9 +47,8 @@ def export_model(
 ) -> None:
     """Writes config, weights, tokenizer, generation settings and a model card in the Hugging Face layout.
 
-    `tokenizer_writer` writes its files into a folder and returns fields of both configs, as `eos_token_id`. `length`:
-    the longest sequence the model is meant for. `card`: facts by name, dictionaries become sections. The folder
-    appears whole or not at all; an earlier export in its place is replaced, anything else is refused (UserError).
+    `length`: the longest sequence the model is meant for. `card`: facts by name, dictionaries become sections. The
+    folder appears whole or not at all; an earlier export in its place is replaced, anything else refused (UserError).
     """
     folder = Path(folder).absolute()
     _refuse_strangers(folder)
@@ -73,28 +75,35 @@ def export_model(
 
 def export_run(opened: OpenRun, folder: str | os.PathLike, *, dtype: str = "float32", check: bool = False) -> dict:
     """`export_model` with all that a run knows of its model; returns where it is and, with `check`, the proof."""
-    tokenizer, config = opened.tokenizer, opened.config
-    corpus = config and config.data.corpus
+    config = opened.config
     facts: dict[str, Any] = {"run": str(opened.path), "step": f"{opened.step:,}"}
     if config is not None:
         tokens = opened.step * config.batch.rows * config.data.sequence_length
         facts |= {"tokens": f"{tokens:,}", "sequence length": config.data.sequence_length, "seed": config.seed}
         facts["corpus"] = type(config.data.corpus.source).__name__
 
-    def write_tokenizer(into: Path) -> dict[str, int | None]:
-        to_hf(tokenizer, into, add_bos=corpus.add_bos if corpus else tokenizer.bos is not None)
-        return {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
-
-    export_model(
-        opened.model,
-        write_tokenizer if tokenizer else None,
-        folder,
-        dtype=dtype,
-        length=config.data.sequence_length if config else None,
-        card=facts,
-    )
+    length = config.data.sequence_length if config else _length(Path(opened.path))
+    writer = _tokenizer_writer(opened.tokenizer, config.data.corpus.add_bos if config else None)
+    export_model(opened.model, writer, folder, dtype=dtype, length=length, card=facts)
     proof = check_export(folder, opened.model) if check else {}
     return {"folder": str(folder), "dtype": dtype, "step": opened.step, **proof}
+
+
+def _tokenizer_writer(tokenizer: Tokenizer | None, add_bos: bool | None) -> TokenizerWriter | None:
+    """`add_bos` None: where the tokenizer has one."""
+    if tokenizer is None:
+        return None
+
+    def write(folder: Path) -> dict[str, int | None]:
+        to_hf(tokenizer, folder, add_bos=tokenizer.bos is not None if add_bos is None else add_bos)
+        return {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
+
+    return write
+
+
+def _length(folder: Path) -> int | None:
+    """The longest sequence that a Hugging Face folder says it is meant for."""
+    return safetensors.read_json(folder / "config.json").get("max_position_embeddings")
 
 
 def check_export(folder: str | os.PathLike, model: Transformer) -> dict[str, Any]:
@@ -150,9 +159,10 @@ def _transformers_logits(folder: Path, tokens_BT: np.ndarray):
         import transformers
     except ImportError:
         return None
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
     )
+    model, info = loaded
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(tokens_BT.astype(np.int64))).logits.numpy()
     version = f"transformers {transformers.__version__}"
@@ -235,11 +245,8 @@ def import_folder(folder: str | os.PathLike, run: str | os.PathLike) -> dict[str
     has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(folder) if has_tokenizer else None
 
-    def write_tokenizer(into: Path) -> dict[str, int | None]:
-        to_hf(tokenizer, into, add_bos=tokenizer.bos is not None)
-        return {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
-
-    export_model(model, write_tokenizer if tokenizer else None, run, card={"imported from": folder.name})
+    writer = _tokenizer_writer(tokenizer, None)
+    export_model(model, writer, run, length=_length(folder), card={"imported from": folder.name})
     tokens_BT = _random_tokens(config)
     judge, logits, unread, _ = _transformers_logits(folder, tokens_BT) or ("own reload", None, [], [])
     if logits is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import einops
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from pretrain.errors import UserError
 from pretrain.models import tree
@@ -39,9 +40,9 @@ class Rule:
     axis: int = 0
 
     def parts(self) -> tuple[tuple[str, str], ...]:
-        if isinstance(self.ours, str):
-            return ((self.ours, self.pattern),)
-        return tuple(zip(self.ours, self.pattern, strict=True))
+        ours = (self.ours,) if isinstance(self.ours, str) else self.ours
+        patterns = (self.pattern,) if isinstance(self.pattern, str) else self.pattern
+        return tuple(zip(ours, patterns, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,11 @@ Place = Callable[[str, nnx.Param, np.ndarray], object]
 
 
 def to_ours(
-    family: Family, config: TransformerConfig, tensors: Mapping[str, Tensor], place: Place, dtype=np.float32
+    family: Family,
+    config: TransformerConfig,
+    tensors: Mapping[str, Tensor],
+    place: Place,
+    dtype: DTypeLike = np.float32,
 ) -> Transformer:
     """The model with the weights of a checkpoint; holds one parameter at a time on the host besides what `place` keeps.
 

@@ -68,6 +68,12 @@ LARGEST = 2**31
 """No size, rate or base of any model comes near it."""
 
 
+def _is(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        return type(value) in (int, kind) and abs(value) < LARGEST  # neither a bool nor NaN
+    return isinstance(value, kind)
+
+
 class Fields:
     """Reads fields and collects what is wrong with them; `finish` raises one UserError for all of it."""
 
@@ -88,9 +94,7 @@ class Fields:
         value = self.values.get(name)
         if value is None and default is not REQUIRED:
             return default
-        kinds = (float, int) if kind is float else (kind,)
-        known = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
-        if known and not (kind in (int, float) and not abs(value) < LARGEST):  # nor NaN
+        if value is not None and _is(value, kind):
             return float(value) if kind is float else value
         found = "nothing" if value is None else repr(value)[:60]
         self.problems.append(f"{self.where}: {name} is {found}, expected {kind.__name__}; correct it")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from pretrain.errors import UserError, check
 from pretrain.models.config import TransformerConfig
@@ -28,7 +29,7 @@ Reader = Callable[[Path], tuple[TransformerConfig, Transformer] | None]
 def load(
     path: str | os.PathLike,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     place: engine.Place = lambda name, param, value: jnp.asarray(value),
     readers: Sequence[Reader] = (),
 ) -> tuple[TransformerConfig, Transformer]:

@@ -123,12 +123,13 @@ def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np
 
 
 def _entry(name: str, entry: object, path: Path) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    if isinstance(entry, dict):
-        dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-        sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**48 for n in shape)
-        places = isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
-        if isinstance(dtype, str) and dtype in DTYPES and sizes and places and offsets[0] <= offsets[1]:
-            return np.dtype(DTYPES[dtype]), tuple(shape), *offsets
+    match entry:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, stop]} if (
+            code in DTYPES
+            and all(type(n) is int and 0 <= n < 2**48 for n in (*shape, begin, stop))  # a bool is an int too
+            and begin <= stop
+        ):
+            return np.dtype(DTYPES[code]), tuple(shape), begin, stop
     found = repr(entry)[:100]
     raise UserError(f"{path}: tensor {listed([name])} is described by {found}, expected dtype, shape and data_offsets")
 
@@ -179,7 +180,8 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: i
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    header, end = {"__metadata__": {"format": "pt"}}, 0  # transformers refuses files without a format
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without a format
+    end = 0
     for name, tensor in tensors.items():
         offsets = [end, end := end + tensor.nbytes]
         header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}

@@ -82,13 +82,16 @@ def test_a_run_is_exported_with_its_tokenizer(tmp_path):
     config = llama(vocab_size=420, d_model=8, layers=1, heads=2, d_ff=12)
     rng = np.random.default_rng(0)
     model = tree.like(tree.abstract(config), lambda _, p: jnp.asarray(rng.normal(size=p.shape), p.dtype))
-    opened = OpenRun(path=epath.Path("runs/x"), config=None, model=model, tokenizer=tokenizer, step=40)
+    (tmp_path / "source").mkdir()
+    convert.save(model, tmp_path / "source", length=77)
+    opened = OpenRun(path=epath.Path(tmp_path / "source"), config=None, model=model, tokenizer=tokenizer, step=40)
     report = exchange.export_run(opened, tmp_path / "out", check=True)
     assert report["unread_tensors"] == []
     theirs = zoo.transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs(text[:500], add_special_tokens=False)["input_ids"] == tokenizer.encode(text[:500])
     config = zoo.transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert (config.bos_token_id, config.eos_token_id) == (tokenizer.bos, tokenizer.eos)
+    assert config.max_position_embeddings == 77
 
 
 def test_an_earlier_export_is_replaced_and_anything_else_is_left_alone(model, tmp_path):

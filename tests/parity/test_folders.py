@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -21,6 +22,10 @@ from pretrain.errors import UserError
 from pretrain.models import convert, tree
 from pretrain.models.convert import safetensors as files
 from pretrain.models.transformer import Transformer
+from pretrain.sharding import mesh as meshes
+from pretrain.sharding import place
+from pretrain.sharding.mesh import MeshConfig
+from pretrain.sharding.rules import fsdp_tp
 
 TENSORS = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5, ml_dtypes.bfloat16), "c": np.float64(7)}
 TENSORS = {name: np.asarray(value) for name, value in TENSORS.items()}
@@ -322,6 +327,22 @@ def test_another_layout_is_read_by_the_reader_that_knows_it(models, tmp_path):
     )
     assert model is models["gpt2"]
     assert config == model.config
+
+
+def test_a_model_over_eight_devices_is_read_and_written_bit_by_bit(tmp_path):
+    config = llama(vocab_size=16, d_model=16, layers=2, heads=4, kv_heads=2, d_ff=16)
+    rng = np.random.default_rng(0)
+    whole = tree.like(tree.abstract(config), lambda _, p: jnp.asarray(rng.normal(size=p.shape), p.dtype))
+    mesh = meshes.build(MeshConfig(fsdp=4, tensor=2))
+    for folder, model in (("a", whole), ("b", None)):
+        (tmp_path / folder).mkdir()
+        with place.use(mesh, fsdp_tp()):
+            if model is None:
+                spread = {"place": lambda _, p, value: jax.device_put(value, place.stored(p.axes, mesh))}
+                _, model = convert.load(tmp_path / "a", **spread)
+                assert len(model.decoder.pattern[0].mlp.up[...].sharding.device_set) == 8
+            convert.save(model, tmp_path / folder)
+    assert (tmp_path / "a" / files.SINGLE).read_bytes() == (tmp_path / "b" / files.SINGLE).read_bytes()
 
 
 def test_numbers_too_large_for_the_type_are_not_exported(models, tmp_path):
