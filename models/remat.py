@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
-
 from pretrain.models.config import Remat
 
 FULL = Remat()
@@ -19,6 +17,8 @@ NAMES = SAVE_DOTS.save
 
 def rematerialise(function: Callable, remat: Remat | None) -> Callable:
     """`function` whose backward pass computes again whatever `remat` does not name."""
+    import jax  # configs read the presets above without it
+
     if remat is None:
         return function
     if remat.offload:

@@ -1,17 +1,25 @@
 """Loss, perplexity and bits per byte on the validation split."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from pretrain.config import RunConfig
+from pretrain.data.corpus import corpus_folder
 from pretrain.data.pipeline import validation_batches
 from pretrain.data.windows import Split
 from pretrain.errors import UserError
 from pretrain.feed import Feed
 from pretrain.models.transformer import Transformer
-from pretrain.objectives import Objective
+from pretrain.objectives import Objective, build
+from pretrain.opened import OpenRun
+from pretrain.sharding import mesh as meshes
+from pretrain.sharding import place
+from pretrain.sharding.mesh import MeshConfig
+from pretrain.sharding.rules import PRESETS
 
 
 class Evaluator:
@@ -45,3 +53,20 @@ def summary(loss: float, tokens: float, bytes_per_token: float) -> dict[str, Any
         "bits_per_byte": loss / math.log(2) / bytes_per_token,
         "tokens": round(tokens),
     }
+
+
+def evaluate(opened: OpenRun, *, batches: int | None = None) -> dict[str, Any]:
+    """A run's newest loss on its own validation split, on this machine's devices. `batches`: None is all of it."""
+    if opened.config is None:
+        raise UserError(
+            f"{opened.path}: a Hugging Face folder has no validation split; evaluate a run that starts from it"
+        )
+    config = replace(opened.config, mesh=MeshConfig(data=1, fsdp=1), rules="dp")
+    mesh = meshes.build(config.mesh, jax.devices()[:1])
+    with place.use(mesh, PRESETS["dp"]()):
+        split = Split(corpus_folder(config.data, opened.path / "data"), "validation")
+        feed = Feed(mesh, config.batch.rows, config.data.sequence_length)
+        everything = -(-split.windows(config.data.sequence_length) // config.batch.rows)
+        evaluator = Evaluator(config, build(config.objective), split, feed)
+        model = jax.device_put(opened.model, NamedSharding(mesh, jax.P()))
+        return {"step": opened.step, **evaluator(model, everything if batches is None else batches)}
