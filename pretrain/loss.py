@@ -4,7 +4,7 @@ Sums, never means: over micro-batches, hosts and chunks they add up exactly.
 
 A head is any differentiable `head(params, hidden_BtD) -> logits_BtV`, t tokens of each row. Its gradient is made during
 the forward pass, chunk by chunk, where the logits are still at hand; the backward pass only multiplies it by the
-cotangent (the idea of Liger kernel's fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989, section 3.2).
+cotangent (the idea of Liger kernel's fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989).
 """
 
 from collections.abc import Callable
