@@ -3,7 +3,7 @@
     python benchmarks/kills.py --kills 20 --seed 0
 
 Each kill is `kill -9`, at a random moment between the start of the process and some steps behind its last checkpoint.
-Prints one line a kill and a summary as JSON; exit code 3 when a loss or a batch differs, or a checkpoint cannot be read.
+Prints one line a kill and a summary as JSON; exit code 3 when a loss or a batch differs, or a checkpoint is damaged.
 """
 
 import argparse

@@ -163,9 +163,12 @@ class StackConfig:
     final_norm: NormConfig | None = None
     remat: Remat | None = None
     """None: keep everything."""
+    unroll: int = 1
+    """Periods of the pattern in one round of the scan: more is faster on CPU, and compiles longer."""
 
     def checks(self) -> Checks:
         return (
+            (self.unroll > 0, f"unroll={self.unroll}: expected 1 or more periods"),
             (self.repeats >= 0, f"repeats={self.repeats}: expected 0 or more periods of the pattern"),
             (
                 bool(self.prefix or self.suffix or (self.pattern and self.repeats)),

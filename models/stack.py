@@ -60,7 +60,10 @@ class Stack(nnx.Module):
                 out.append(cache)
             return x, tuple(out)
 
-        return jax.lax.scan(rematerialise(run, self.config.remat), x_BTD, (self.pattern, caches, keys))
+        layers = (self.pattern, caches, keys)
+        return jax.lax.scan(
+            rematerialise(run, self.config.remat), x_BTD, layers, unroll=min(self.config.unroll, repeats)
+        )
 
 
 def unroll(stack: Stack) -> Stack:

@@ -15,7 +15,7 @@ Checks = tuple[tuple[bool, str], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    chunk: int = 128
+    chunk: int = 32
     """Tokens of each row whose logits exist at the same time."""
     z_loss: float = 0.0
     """Weight of log(Z)^2 (PaLM, Chowdhery et al. 2022, section 5); 1e-4 is usual."""

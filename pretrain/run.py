@@ -19,6 +19,7 @@ from pretrain.serial import decode, encode, flat
 
 SAFE = ("mesh", "rules", "simulate", "log", "checkpoint", "evals", "batch.accumulate", "data.path", "data.workers")
 SAFE += ("data.read_threads", "data.prefetch", "objective.loss.chunk", "model.decoder.remat", "model.encoder.remat")
+SAFE += ("model.decoder.unroll", "model.encoder.unroll")
 """May change at any resume: they change where and how the run computes, not what."""
 
 REFUSED = ("model", "data.corpus", "data.sequence_length", "data.seed", "data.shuffle", "seed", "start_from")

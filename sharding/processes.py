@@ -1,6 +1,9 @@
 """Devices and processes: simulated ones on a laptop, many hosts on a pod."""
 
+import ctypes
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from pretrain.errors import UserError
 
@@ -38,3 +41,16 @@ def start(processes: Processes | None, simulate: int | None) -> None:
     if processes is not None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(processes.coordinator, processes.count, processes.index)
+
+
+def keep_memory() -> None:
+    """On a machine without accelerators: glibc keeps what XLA frees, instead of faulting it in again at every step.
+
+    Helps only before jax is imported. Does nothing beside an accelerator's plugin or with another C library.
+    """
+    if "jax" in sys.modules or any(find_spec(p) for p in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")):
+        return
+    M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+            libc.mallopt(option, value)

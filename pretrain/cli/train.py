@@ -36,6 +36,9 @@ class Train:
     overrides: arguments.Overrides = ()
 
     def __call__(self) -> None:
+        from pretrain.sharding.processes import keep_memory
+
+        keep_memory()
         processes = self._processes()
         also = ("run", "allow", "coordinator", "processes", "process", "json")
         config = presets.overrides(presets.load_run(self.config), self.overrides, also)

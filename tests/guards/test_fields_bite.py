@@ -61,6 +61,7 @@ OTHER = {
         "embed_norm": NORM,
         "final_norm": None,
         "remat": c.Remat(save=("mlp_down",)),
+        "unroll": 2,
     },
     c.LearnedPositions: {"length": 20},
     c.SinusoidalPositions: {"theta": 77.0},
