@@ -4,7 +4,8 @@
            a line that ends in `&` runs beside those below it, until the end of its block
 ```python  run; with a file name behind the word (`python my_run.py`), written to that file instead
 ```TAG FILE  any other block with a file name is written to that file
-```console, ```text and so on are only read: what needs a pod, a keyboard or a kill
+```text    what one sees, `...` for what is left out; an error of a line with `# exit 2` must be shown there
+```console and so on are only read: what needs a pod, a keyboard or a kill
 """
 
 import json
@@ -21,7 +22,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
-FIRST = "pretrain train runs.smoke --run runs/try --steps 12 --model.decoder.repeats 2 --optimizer.schedule.warmup-steps 2"
+FIRST = (
+    "pretrain train runs.smoke --run runs/try --steps 12 --model.decoder.repeats 2 --optimizer.schedule.warmup-steps 2"
+)
 """Most pages begin with this run. `first_run.md` trains it; the others find it trained, so that it costs nothing."""
 OWN_PROCESS = ("--simulate", "--coordinator")
 """Options that decide JAX's devices, which a process can do once."""
@@ -74,6 +77,11 @@ def commands(block: Block) -> list[Command]:
         code = int(exit_code[1]) if exit_code else 0
         found.append(Command(words[:-1] if background else words, code, background, block.line + at + 1))
     return found
+
+
+def pattern_of(line: str) -> re.Pattern:
+    """What a line of a text block stands for; `...` is anything, but never all of a line."""
+    return re.compile(r"[^\s\S]" if line.strip(" .") == "" else ".*".join(map(re.escape, line.split("..."))))
 
 
 class Worker:
@@ -130,8 +138,11 @@ def trained(worker, tmp_path_factory) -> Path:
 class Reader:
     """Somebody who pastes a page into a terminal."""
 
-    def __init__(self, page: str, folder: Path, worker: Worker, environment: dict[str, str]):
-        self.page, self.folder, self.worker, self.environment = page, folder, worker, environment
+    def __init__(self, page: Path, folder: Path, worker: Worker, environment: dict[str, str]):
+        self.page, self.folder, self.worker, self.environment = page.name, folder, worker, environment
+        self.shown = [
+            pattern_of(line) for b in blocks(page.read_text()) if b.tag == "text" for line in b.text.splitlines()
+        ]
 
     def paste(self, block: Block) -> None:
         if block.file is not None:
@@ -180,6 +191,8 @@ class Reader:
     def _judge(self, where: str, expected: int, code: int, output: str) -> None:
         print(f"$ {self.page} {where}\n{output}")
         assert code == expected, f"{self.page} {where}\nexit code {code}, expected {expected}:\n{output}"
+        shown = [line for line in output.splitlines() if any(pattern.fullmatch(line) for pattern in self.shown)]
+        assert code == 0 or shown, f"{self.page} {where}\nno text block of the page shows this error:\n{output}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -190,7 +203,7 @@ def test_a_page_does_what_it_says(page, worker, environment, tmp_path, request):
         pytest.skip("nothing to run")
     if page.name != "first_run.md" and FIRST in re.sub(r"\\\n\s*", "", text):
         shutil.copytree(request.getfixturevalue("trained"), tmp_path, dirs_exist_ok=True)
-    reader = Reader(page.name, tmp_path, worker, environment)
+    reader = Reader(page, tmp_path, worker, environment)
     for block in runnable:
         reader.paste(block)
 
