@@ -1,7 +1,7 @@
 """Tokens after a prompt: one forward pass over the prompts, then a loop that never leaves the device."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -19,6 +19,8 @@ from pretrain.models.transformer import Inputs, Transformer, unrolled
 
 SLOTS = 32
 """Prompts and caches are padded to this times a power of two, so that few shapes are ever compiled."""
+FIRST = 128
+"""Slots of a cache at first; it doubles when full, so that a step reads few empty slots: at most half."""
 STREAM = 8
 """Tokens between two looks at what the device has made."""
 
@@ -59,7 +61,8 @@ def generate(
 ) -> Generation:
     """Up to `max_tokens` after each prompt, fewer where a stop token comes first.
 
-    `cache_dtype`: None is the model's. `cache_length`: slots for padded prompts and new tokens; None: the next bucket.
+    `cache_dtype`: None is the model's. `cache_length`: slots for padded prompts and new tokens, one compilation;
+    None: the cache doubles as it fills.
     Raises UserError before the first step when prompts, options and model do not fit.
     """
     chunks = _chunks(
@@ -113,14 +116,19 @@ def _chunks(model, prompts, *, chunk, max_tokens, sampling, key, stop_tokens, ca
     check(sampling, "sampling")
     _check(model, prompts, max_tokens)
     inputs = _padded(prompts)
-    length = _cache_length(inputs.tokens.shape[1], max_tokens, cache_length)
+    T = inputs.tokens.shape[1]
+    length = _cache_length(T, max_tokens, cache_length)
     stop = jnp.asarray(sorted(set(stop_tokens)), jnp.int32)
     model = prepared(model)
     state = _prefill(model, inputs, key, stop, sampling=sampling, length=length, dtype=cache_dtype or model.dtype)
     yield np.asarray(state.tokens_B)[:, None], np.asarray(state.logprobs_B)[:, None]
     made = 1
     while made < max_tokens and not np.all(state.stopped_B):
-        n = min(chunk, max_tokens - made)
+        filled = T + made - 1
+        if filled == length:
+            length = 2 * length
+            state = _longer(state, length)
+        n = min(chunk, max_tokens - made, length - filled)
         state, tokens_BS, logprobs_BS = _advance(model, state, key, stop, n, sampling=sampling)
         yield np.asarray(tokens_BS[:, :n]), np.asarray(logprobs_BS[:, :n])
         made += n
@@ -128,13 +136,18 @@ def _chunks(model, prompts, *, chunk, max_tokens, sampling, key, stop_tokens, ca
 
 @jax.jit
 def prepared(model: Transformer) -> Transformer:
-    """The same function with what every step would do to its weights done once: layers apart, cast and gathered."""
+    """The same function with what every step would do to its weights done once: layers apart, cast, gathered, fused."""
     model = unrolled(model)
     tables = (model.embed.tokens, model.embed.positions)
     for _, param in nnx.iter_graph(model):
         if isinstance(param, nnx.Param):
             matrix = param.inputs is not None or any(param is t for t in tables)
             param.set_value(weight(param, model.dtype if matrix else param.dtype))
+    if jax.sharding.get_abstract_mesh().size <= 1:  # fused, the parts of a sharded product would sit on other devices
+        for block in [*model.decoder.prefix, *model.decoder.suffix]:
+            block.mixer.fuse()
+            if block.mlp is not None:
+                block.mlp.fuse()
     return model
 
 
@@ -186,6 +199,11 @@ def _choose(model: Transformer, hidden_B1D: jax.Array, sampling: Sampling, key) 
     return tokens_B, logprobs(logits_BV, tokens_B)
 
 
+@partial(jax.jit, static_argnames=("length",))
+def _longer(state: State, length: int) -> State:
+    return replace(state, cache=_grown(state.cache, length))
+
+
 def _grown(cache: Cache, length: int) -> Cache:
     def grow(x, axis):
         return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
@@ -213,8 +231,9 @@ def _bucket(n: int) -> int:
 
 
 def _cache_length(prompt: int, max_tokens: int, asked: int | None) -> int:
+    """Slots to begin with."""
     if asked is None:
-        return _bucket(prompt + max_tokens)
+        return min(_bucket(prompt + max_tokens), max(FIRST, 2 * prompt))
     if asked < prompt + max_tokens:
         raise UserError(
             f"found cache_length={asked}, expected at least {prompt + max_tokens} slots "

@@ -45,6 +45,7 @@ class Attention(nnx.Module):
         self.query = init.matrix(embed, kv, groups, hd)
         self.key = init.matrix(embed, kv, hd)
         self.value = init.matrix(embed, kv, hd)
+        self.fused = nnx.data(None)
         self.out = init.matrix(kv, groups, hd, embed, inputs=3, residual=True)
         self.query_bias = init.vector(0.0, kv, groups, hd) if c.bias else None
         self.key_bias = init.vector(0.0, kv, hd) if c.bias else None
@@ -58,9 +59,10 @@ class Attention(nnx.Module):
         c = self.config
         x_BTD = place.constrain(x_BTD, "batch", "length", "features")
         source = rows.encoded_BSD if cross else x_BTD
-        q_BTKGH = self._heads(x_BTD, self.query, self.query_bias, self.query_norm, QUERY)
-        k_BSKH = self._heads(source, self.key, self.key_bias, self.key_norm, KEY)
-        v_BSKH = self._heads(source, self.value, self.value_bias, None, KEY)
+        q_BTKGH, k_BSKH, v_BSKH = self._products(x_BTD, source)
+        q_BTKGH = _finish(q_BTKGH, self.query_bias, self.query_norm)
+        k_BSKH = _finish(k_BSKH, self.key_bias, self.key_norm)
+        v_BSKH = _finish(v_BSKH, self.value_bias, None)
         if c.position is not None and not cross:
             table = rows.ropes[c.position, c.head_dim]
             q_BTKGH, k_BSKH = rotate(q_BTKGH, table), rotate(k_BSKH, table)
@@ -77,10 +79,24 @@ class Attention(nnx.Module):
             y_BTD = y_BTD + weight(self.out_bias, y_BTD.dtype)
         return checkpoint_name(y_BTD, "attention_out"), cache
 
-    def _heads(self, x_BTD, kernel: nnx.Param, bias: nnx.Param | None, norm: Norm | None, axes):
-        y = place.project(x_BTD, weight(kernel, x_BTD.dtype), *axes)
-        y = y if bias is None else y + weight(bias, y.dtype)
-        return y if norm is None else norm(y)
+    def fuse(self) -> None:
+        """Queries, keys and values become one product, for decoding on one device: self-attention only."""
+        kernels_DN = [p[...].reshape(p.shape[0], -1) for p in (self.query, self.key, self.value)]
+        self.fused = nnx.Param(jnp.concatenate(kernels_DN, axis=1), axes=("embed", None), inputs=1)
+        self.query = self.key = self.value = None
+
+    def _products(self, x_BTD, source):
+        """Queries, keys and values before bias and norm."""
+        c, dtype = self.config, x_BTD.dtype
+        if self.fused is None:
+            q_BTKGH = place.project(x_BTD, weight(self.query, dtype), *QUERY)
+            k_BSKH = place.project(source, weight(self.key, dtype), *KEY)
+            return q_BTKGH, k_BSKH, place.project(source, weight(self.value, dtype), *KEY)
+        y_BTN = place.project(x_BTD, weight(self.fused, dtype), "batch", "length", None)
+        q_BTN, k_BTN, v_BTN = jnp.split(y_BTN, [c.heads * c.head_dim, (c.heads + c.kv_heads) * c.head_dim], axis=-1)
+        lead, one = x_BTD.shape[:2], (c.kv_heads, c.head_dim)
+        q_BTKGH = q_BTN.reshape(*lead, c.kv_heads, c.heads // c.kv_heads, c.head_dim)
+        return q_BTKGH, k_BTN.reshape(*lead, *one), v_BTN.reshape(*lead, *one)
 
     def _mix(self, q_BTKGH, k_BSKH, v_BSKH, rows: Rows, cache: KeyValues | None, cross: bool) -> jax.Array:
         c, T = self.config, q_BTKGH.shape[1]
@@ -117,6 +133,11 @@ class Attention(nnx.Module):
         if start is not None and jax.default_backend() == "cpu":
             attend = _apart(attend)
         return attend(q_BTKGH, cache.keys_BKSH, cache.values_BKSH, q_segments, kv_segments, start)
+
+
+def _finish(y: jax.Array, bias: nnx.Param | None, norm: Norm | None) -> jax.Array:
+    y = y if bias is None else y + weight(bias, y.dtype)
+    return y if norm is None else norm(y)
 
 
 def _apart(attend):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -25,6 +26,7 @@ class Mlp(nnx.Module):
         self.config = config
         self.up = init.matrix(narrow, wide)
         self.gate = init.matrix(narrow, wide) if config.gated else None
+        self.fused = nnx.data(None)
         self.down = init.matrix(wide, narrow, residual=True)
         self.up_bias = init.vector(0.0, wide) if config.bias else None
         self.gate_bias = init.vector(0.0, wide) if config.bias and config.gated else None
@@ -33,16 +35,33 @@ class Mlp(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x_BTD = place.constrain(x_BTD, "batch", "length", "features")
         activate = ACTIVATIONS[self.config.activation]
-        up_BTF = checkpoint_name(self._wide(x_BTD, self.up, self.up_bias), "mlp_up")
-        if self.gate is None:
+        up_BTF, gate_BTF = self._products(x_BTD)
+        up_BTF = checkpoint_name(_biased(up_BTF, self.up_bias), "mlp_up")
+        if gate_BTF is None:
             hidden_BTF = activate(up_BTF)
         else:
-            hidden_BTF = activate(checkpoint_name(self._wide(x_BTD, self.gate, self.gate_bias), "mlp_gate")) * up_BTF
+            hidden_BTF = activate(checkpoint_name(_biased(gate_BTF, self.gate_bias), "mlp_gate")) * up_BTF
         y_BTD = place.project(hidden_BTF, weight(self.down, x_BTD.dtype), "batch", "sequence", "features")
         if self.down_bias is not None:
             y_BTD = y_BTD + weight(self.down_bias, y_BTD.dtype)
         return checkpoint_name(y_BTD, "mlp_down")
 
-    def _wide(self, x_BTD: jax.Array, kernel: nnx.Param, bias: nnx.Param | None) -> jax.Array:
-        y_BTF = place.project(x_BTD, weight(kernel, x_BTD.dtype), *HIDDEN)
-        return y_BTF if bias is None else y_BTF + weight(bias, y_BTF.dtype)
+    def fuse(self) -> None:
+        """Both wide matrices become one product, for decoding on one device."""
+        if self.gate is not None:
+            self.fused = nnx.Param(
+                jnp.concatenate([self.up[...], self.gate[...]], axis=1), axes=("embed", None), inputs=1
+            )
+            self.up = self.gate = None
+
+    def _products(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        if self.fused is not None:
+            both_BTN = place.project(x_BTD, weight(self.fused, x_BTD.dtype), "batch", "length", None)
+            up_BTF, gate_BTF = jnp.split(both_BTN, 2, axis=-1)
+            return up_BTF, gate_BTF
+        up_BTF = place.project(x_BTD, weight(self.up, x_BTD.dtype), *HIDDEN)
+        return up_BTF, None if self.gate is None else place.project(x_BTD, weight(self.gate, x_BTD.dtype), *HIDDEN)
+
+
+def _biased(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return y if bias is None else y + weight(bias, y.dtype)
