@@ -1,6 +1,6 @@
 """Batches from this host's rows to arrays of the whole mesh."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import numpy as np
@@ -21,9 +21,7 @@ class Feed:
     def __init__(self, mesh: Mesh, rows: int, length: int):
         self.sharding = NamedSharding(mesh, place.spec("batch", None))
         self.shape = (rows, length)
-        needed = [
-            index[0].indices(rows)[:2] for index in self.sharding.addressable_devices_indices_map(self.shape).values()
-        ]
+        needed = [index[0].indices(rows)[:2] for index in indices if index is not None]
         self.rows = slice(min(a for a, _ in needed), max(b for _, b in needed))
 
     def on_device(self, batch: HostBatch) -> Batch:
@@ -52,7 +50,7 @@ class Feed:
         return jax.make_array_from_callback(self.shape, self.sharding, part)
 
 
-def train_batches(pipeline: Pipeline, feed: Feed, start: int, stop: int, data) -> Iterator[HostBatch]:
+def train_batches(pipeline: Pipeline, feed: Feed, start: int, stop: int, data) -> Generator[HostBatch, None, None]:
     """This host's rows of the batches of steps [start, stop)."""
     return pipeline.iterate(
         start,

@@ -59,7 +59,7 @@ def chunked_cross_entropy(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked(head: Head, terms: CrossEntropy, params, hidden_BTD, targets_BT, weights_BT):
+def _chunked(head: Head, terms: CrossEntropy, params, hidden_BTD, targets_BT, weights_BT) -> Any:
     def step(sums, chunk):
         hidden_BtD, targets_Bt, weights_Bt = chunk
         total, _ = _sums_and_gradient(terms, head(params, hidden_BtD), targets_Bt, weights_Bt)

@@ -30,7 +30,7 @@ def decode(data: Any, annotation: Any, path: str = "config") -> Any:
         return _decode_union(data, args, path)
     if origin is Literal:
         return _expect(data in args, data, data, f"one of {args}", path)
-    if is_dataclass(annotation):
+    if isinstance(annotation, type) and is_dataclass(annotation):
         return _decode_class(data, annotation, path)
     if origin is tuple:
         _expect(isinstance(data, list), data, data, "a list", path)
@@ -65,7 +65,7 @@ def _expect(holds: bool, data: Any, value: Any, wanted: str, path: str) -> Any:
 
 def _decode_union(data: Any, args: tuple, path: str) -> Any:
     for a in args:
-        if is_dataclass(a) and isinstance(data, dict) and data.get(KIND) == a.__name__:
+        if isinstance(a, type) and is_dataclass(a) and isinstance(data, dict) and data.get(KIND) == a.__name__:
             return _decode_class(data, a, path)
     problem = None
     for a in args:

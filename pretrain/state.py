@@ -35,7 +35,8 @@ def initialise(config: RunConfig, optimizer: optax.GradientTransformation, dtype
     """The state before the first step; trace it under `place.use`, and every leaf has its layout."""
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     model = Transformer(config.model, rngs=nnx.Rngs(init_key), dtype=dtype)
-    return TrainState(step=jnp.int32(0), model=model, optimizer=optimizer.init(model), key=step_key)
+    init: Any = optimizer.init  # optax's types know trees of arrays, not modules
+    return TrainState(step=jnp.int32(0), model=model, optimizer=init(model), key=step_key)
 
 
 def abstract(config: RunConfig, optimizer: optax.GradientTransformation, dtype: jnp.dtype, mesh) -> TrainState:

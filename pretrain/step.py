@@ -1,6 +1,7 @@
 """The one step function: gradients of any objective, summed over micro-batches, one update."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,15 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def make_step(objective: Objective, optimizer: optax.GradientTransformation, accumulate: int) -> Step:
     """A pure function to be jitted with the state donated. A step that is not finite leaves the state as it was."""
 
+    update: Any = optimizer.update  # optax's types know trees of arrays, not modules
+    apply: Any = optax.apply_updates
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         grads, loss = gradients(objective, state.model, batch, key, accumulate)
         grads = jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1), grads)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.model)
-        model = optax.apply_updates(state.model, updates)
+        updates, opt_state = update(grads, state.optimizer, state.model)
+        model = apply(state.model, updates)
         mean = loss.total / jnp.maximum(loss.weight, 1)
         finite = jnp.isfinite(mean) & jnp.isfinite(opt_state.grad_norm)
         new = TrainState(step=state.step + 1, model=model, optimizer=opt_state, key=state.key)

@@ -102,8 +102,7 @@ class Loop:
                     return self.finish("preempted", at)
             return self.finish("done", config.steps)
         finally:
-            if hasattr(batches, "close"):
-                batches.close()
+            batches.close()
             self.display.close()
 
     def _due(self, every: int, step: int) -> bool:

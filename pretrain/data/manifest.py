@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pretrain.data.config import CorpusConfig
 from pretrain.data.records import publish
@@ -71,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"found a damaged {path}, expected a manifest, do restore it or prepare anew") from None
 
 
-def plain(config) -> dict:
+def plain(config) -> Any:
     """A config as JSON values; a dataclass also names its type."""
     if dataclasses.is_dataclass(config):
         values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ class Pipeline:
         workers: int = 0,
         read_threads: int = 1,
         prefetch: int = 2,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """`rows(step, rows)` for each step from `start_step` on, computed ahead; close it to end its workers."""
         steps = range(start_step, NO_END if stop_step is None else stop_step)
         if workers == 0 and read_threads == 0:
@@ -87,7 +87,9 @@ class _Rows:
         return self.pipeline.rows(int(step), self.rows)
 
 
-def _prefetched(build: _Rows, steps: range, workers: int, read_threads: int, prefetch: int) -> Iterator[Batch]:
+def _prefetched(
+    build: _Rows, steps: range, workers: int, read_threads: int, prefetch: int
+) -> Generator[Batch, None, None]:
     import grain
     from absl import flags
 

@@ -15,7 +15,7 @@ import hashlib
 import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str, record_tokens: int, dtype: np.dtype):
         self.folder, self.name, self.record_tokens, self.dtype = folder, name, record_tokens, dtype
         self.documents = self.tokens = self.text_bytes = 0
-        self._files: dict[str, object] = {}
+        self._files: dict[str, Any] = {}  # ArrayRecordWriter, imported where it is used
         self._pending: list[np.ndarray] = []  # tokens not yet in a record
         self._pending_tokens = 0
         self._position = 0  # of the first pending token

@@ -111,7 +111,7 @@ def _decoded(value: bytes | str, policy: str, where: str) -> str | None:
             return value.decode("utf-8")
         value.encode("utf-8")  # a JSON escape can smuggle half a surrogate pair in
         return value
-    except UnicodeError as e:
+    except (UnicodeDecodeError, UnicodeEncodeError) as e:
         if policy == "error":
             message = f"{where}: found invalid Unicode at offset {e.start}, expected UTF-8"
             raise UserError(f"{message}, do repair it or set invalid_text to replace or skip") from None

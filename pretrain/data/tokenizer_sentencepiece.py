@@ -29,10 +29,10 @@ class SentencePieceTokenizer:
 
     def __init__(self, content: bytes):
         import sentencepiece
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 
         self.content = content
-        self.proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+        self.proto = ModelProto.FromString(content)
         self._model = model = sentencepiece.SentencePieceProcessor(model_proto=content)
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = model.vocab_size()
@@ -152,9 +152,9 @@ def _round_scores(content: bytes) -> bytes:
     exported tokenizer breaks the tie as sentencepiece does. The original scores differ by rounding, depending on
     where in the text a run of equal characters stands.
     """
-    from sentencepiece import sentencepiece_model_pb2
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+    proto = ModelProto.FromString(content)
     for piece in proto.pieces:
         piece.score = round(piece.score * SCORE_UNIT) / SCORE_UNIT
     return proto.SerializeToString(deterministic=True)

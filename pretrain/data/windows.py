@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Split:
             manifest.total(name, what) for what in ("tokens", "documents", "text_bytes")
         )
         self._ends = np.cumsum([0] + [s.tokens for s in self.shards])  # entry i: where shard i begins
-        self._readers: OrderedDict[str, object] = OrderedDict()
+        self._readers: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
         problems = [p for shard in self.shards for p in self._size_problems(shard)]
         if problems:

@@ -142,7 +142,8 @@ def split_of(data: bytes, validation_fraction: float) -> str:
 
 def _tokenizer(corpus: CorpusConfig, folder: Path, files: list[str]) -> Tokenizer:
     target = folder / "tokenizer"
-    given = load_tokenizer(corpus.tokenizer.path) if isinstance(corpus.tokenizer, TokenizerFile) else None
+    recipe = corpus.tokenizer
+    given = load_tokenizer(recipe.path) if isinstance(recipe, TokenizerFile) else None
     if target.is_dir():
         tokenizer = load_tokenizer(target)
         if given is not None:
@@ -150,18 +151,18 @@ def _tokenizer(corpus: CorpusConfig, folder: Path, files: list[str]) -> Tokenize
         return tokenizer
     temporary = folder / "tokenizer.tmp-0"
     temporary.mkdir()
-    if given is not None:
-        given.save(temporary)
+    if isinstance(recipe, TokenizerFile):
+        load_tokenizer(recipe.path).save(temporary)
     else:
         from pretrain.data.tokenizer_sentencepiece import sample, train_sentencepiece
 
         fraction = corpus.validation_fraction
         documents = read_files(corpus.source, files, Counter())
         texts = (d.text for d in documents if split_of(d.text.encode(), fraction) == "train")
-        chosen = sample(texts, corpus.tokenizer.sample_bytes)
+        chosen = sample(texts, recipe.sample_bytes)
         if not chosen:
             raise _no_text(len(files))
-        train_sentencepiece(chosen, corpus.tokenizer, temporary)
+        train_sentencepiece(chosen, recipe, temporary)
     publish(temporary, target)
     return load_tokenizer(target)
 
