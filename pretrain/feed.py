@@ -21,6 +21,7 @@ class Feed:
     def __init__(self, mesh: Mesh, rows: int, length: int):
         self.sharding = NamedSharding(mesh, place.spec("batch", None))
         self.shape = (rows, length)
+        indices = self.sharding.addressable_devices_indices_map(self.shape).values()
         needed = [index[0].indices(rows)[:2] for index in indices if index is not None]
         self.rows = slice(min(a for a, _ in needed), max(b for _, b in needed))
 

@@ -54,7 +54,8 @@ def chunked_cross_entropy(
     """
     terms = CrossEntropy(chunk=chunk, z_loss=z_loss, label_smoothing=label_smoothing, softcap=softcap)
     weights_BT = weights_BT.astype(jnp.float32)
-    loss_sum, metrics = _chunked(head, terms, params, hidden_BTD, targets_BT, weights_BT)
+    chunked: Any = _chunked  # custom_vjp hides the pair it returns
+    loss_sum, metrics = chunked(head, terms, params, hidden_BTD, targets_BT, weights_BT)
     return loss_sum, jnp.sum(weights_BT), metrics
 
 

@@ -57,7 +57,7 @@ CONFIGS = {
 
 
 def made(config: TransformerConfig) -> Transformer:
-    """With weights so large, and biases so small, that the next token depends on the context. numpy compiles nothing."""
+    """With weights so large, and biases so small, that the next token depends on the context."""
     rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
 
     def drawn(path, x):
