@@ -139,7 +139,15 @@ class BlockConfig:
     """Of every branch before it joins the residual stream, in training only."""
 
     def checks(self) -> Checks:
-        return ((0 <= self.dropout < 1, f"dropout={self.dropout}: expected a probability below 1; 0.1 is usual"),)
+        order = self.cross and (self.cross.causal or self.cross.window or self.cross.position)
+        return (
+            (0 <= self.dropout < 1, f"dropout={self.dropout}: expected a probability below 1; 0.1 is usual"),
+            (not order, "cross: another text has no order to this one; set causal=False, window=None, position=None"),
+        )
+
+
+TENSORS = ("query", "key", "value", "attention", "attention_out", "mlp_up", "mlp_gate", "mlp_down")
+"""The tensors of a block that have a name, in the order in which they are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +157,16 @@ class Remat:
     save: tuple[str, ...] = ()
     offload: tuple[str, ...] = ()
     """Kept in host memory."""
+
+    def checks(self) -> Checks:
+        both, unknown = set(self.save) & set(self.offload), sorted({*self.save, *self.offload} - {*TENSORS})
+        return (
+            (not both, f"save and offload both name {sorted(both)}; expected each name once, remove it from one"),
+            (
+                not unknown,
+                f"save or offload names {unknown}, which no block computes; choose from {', '.join(TENSORS)}",
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 
-from pretrain.models.config import Remat
+from pretrain.models.config import TENSORS, Remat
 
 FULL = Remat()
 """Keep nothing but the input of each period."""
 SAVE_QKV = Remat(save=("query", "key", "value"))
 SAVE_ATTENTION = Remat(save=("query", "key", "value", "attention"))
-SAVE_DOTS = Remat(save=("query", "key", "value", "attention", "attention_out", "mlp_up", "mlp_gate", "mlp_down"))
+SAVE_DOTS = Remat(save=TENSORS)
 """Every matrix product: only element-wise work is done twice."""
 
 PRESETS = {"none": None, "full": FULL, "save_qkv": SAVE_QKV, "save_attention": SAVE_ATTENTION, "save_dots": SAVE_DOTS}
-NAMES = SAVE_DOTS.save
 
 
 def rematerialise(function: Callable, remat: Remat | None) -> Callable:
