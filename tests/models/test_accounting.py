@@ -187,9 +187,9 @@ def test_remat_keeps_less_the_fewer_tensors_it_names():
 
 
 def test_every_tensor_that_remat_can_name_has_a_size():
-    from pretrain.models.remat import NAMES
+    from pretrain.models.config import TENSORS
 
-    assert set(NAMES) == set(accounting.tensors(BLOCK, 36))
+    assert set(TENSORS) == set(accounting.tensors(BLOCK, 36))
 
 
 def test_the_cache_of_a_token_is_what_an_empty_cache_allocates():
