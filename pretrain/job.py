@@ -122,7 +122,7 @@ def train(
 
 def cache_compilations() -> None:
     """Compiled programs outlive the process, so that a resume starts at once. JAX_COMPILATION_CACHE_DIR moves them."""
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "pretrain", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

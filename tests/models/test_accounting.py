@@ -60,7 +60,7 @@ def decoder(*blocks: BlockConfig, **changes) -> TransformerConfig:
 
 
 BIASED = replace(ATTENTION, bias=True, out_bias=True)
-CROSS = replace(BLOCK, cross=replace(ATTENTION, heads=4, kv_heads=4, causal=False))
+CROSS = replace(BLOCK, cross=replace(ATTENTION, heads=4, kv_heads=4, causal=False, window=None, position=None))
 ENCODER = StackConfig(pattern=(replace(BLOCK, mixer=replace(ATTENTION, causal=False)),), repeats=2, embed_norm=LAYER)
 ODD = {
     "a prefix, a suffix and two kinds of layers": decoder(
