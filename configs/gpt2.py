@@ -41,8 +41,13 @@ def gpt2(
     return TransformerConfig(
         vocab_size=vocab_size,
         d_model=d_model,
-        embed=EmbedConfig(positions=LearnedPositions(length=length), dropout=dropout),
-        decoder=StackConfig(pattern=pattern, repeats=layers // len(pattern), final_norm=norm),
+        embed=EmbedConfig(dropout=dropout),
+        decoder=StackConfig(
+            pattern=pattern,
+            repeats=layers // len(pattern),
+            positions=LearnedPositions(length=length),
+            final_norm=norm,
+        ),
         head=HeadConfig(tied=True),
         init=InitConfig(kind="normal", std=0.02, residual="depth"),
     )

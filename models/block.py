@@ -3,26 +3,28 @@
 import jax
 from flax import nnx
 
-from pretrain.models.cache import KeyValues
-from pretrain.models.config import BlockConfig, NormConfig
+from pretrain.models.cache import LayerCache
+from pretrain.models.config import BlockConfig, MlaConfig, MoeConfig, NormConfig
 from pretrain.models.init import Init
-from pretrain.models.layers.attention import Attention, Rows
+from pretrain.models.layers.attention import Attention
+from pretrain.models.layers.embed import dropout
+from pretrain.models.layers.mla import LatentAttention
 from pretrain.models.layers.mlp import Mlp
-from pretrain.models.layers.norms import Norm
-from pretrain.sharding import place
-
-STREAM = ("batch", "sequence", "features")
+from pretrain.models.layers.moe import Losses, Moe
+from pretrain.models.layers.norms import Norm, features
+from pretrain.models.layers.rows import Rows
 
 
 class Branch(nnx.Module):
     """The norms around one branch: x + branch(f(pre(x))), then residual."""
 
-    def __init__(self, config: BlockConfig, d_model: int, init: Init):
+    def __init__(self, config: BlockConfig, d_model: int, init: Init, *, pre: bool = True):
         def norm(c: NormConfig | None) -> Norm | None:
-            return Norm(c, d_model, init) if c else None
+            return features(c, d_model, init) if c else None
 
         self.rate = config.dropout
-        self.pre, self.branch, self.residual = norm(config.pre), norm(config.branch), norm(config.residual)
+        self.pre = norm(config.pre) if pre else None
+        self.branch, self.residual = norm(config.branch), norm(config.residual)
 
     def before(self, x_BTD: jax.Array) -> jax.Array:
         return x_BTD if self.pre is None else self.pre(x_BTD)
@@ -35,33 +37,38 @@ class Branch(nnx.Module):
 
 class Block(nnx.Module):
     def __init__(self, config: BlockConfig, d_model: int, init: Init):
+        latent, mixture = isinstance(config.mixer, MlaConfig), isinstance(config.mlp, MoeConfig)
         self.config = config
-        self.mixer_norms = Branch(config, d_model, init)
-        self.mixer = Attention(config.mixer, d_model, init)
+        self.mixer_norms = Branch(config, d_model, init, pre=config.mixer_pre)
+        self.mixer = (LatentAttention if latent else Attention)(config.mixer, d_model, init)  # type: ignore
         self.cross_norms = Branch(config, d_model, init) if config.cross else None
         self.cross = Attention(config.cross, d_model, init) if config.cross else None
-        self.mlp_norms = Branch(config, d_model, init) if config.mlp and not config.parallel else None
-        self.mlp = Mlp(config.mlp, d_model, init) if config.mlp else None
+        alone = config.mlp is not None and config.parallel == "no"
+        self.mlp_norms = Branch(config, d_model, init) if alone else None
+        second = config.mlp is not None and config.parallel == "two_norms" and config.pre is not None
+        self.mlp_pre = features(config.pre, d_model, init) if second and config.pre else None
+        self.mlp = (Moe if mixture else Mlp)(config.mlp, d_model, init) if config.mlp else None  # type: ignore
 
-    def __call__(self, x_BTD: jax.Array, rows: Rows, cache: KeyValues | None = None, key: jax.Array | None = None):
-        """Returns (x_BTD, cache). `key`: of this layer's dropout; None outside training."""
+    def __call__(self, x_BTD: jax.Array, rows: Rows, cache: LayerCache | None = None, key: jax.Array | None = None):
+        """Returns (x_BTD, cache, losses). `key`: of this layer's dropout; None outside training."""
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
         h_BTD = self.mixer_norms.before(x_BTD)
-        y_BTD, cache = self.mixer(h_BTD, rows, cache)
-        if self.config.parallel and self.mlp is not None:
-            y_BTD = y_BTD + self.mlp(h_BTD)
+        y_BTD, mine = self.mixer(h_BTD, rows, cache and cache.mixer)
+        losses: Losses = {}
+        if self.config.parallel != "no":
+            z_BTD, losses = self._mlp(h_BTD if self.mlp_pre is None else self.mlp_pre(x_BTD), rows)
+            y_BTD = y_BTD + z_BTD
         x_BTD = self.mixer_norms.after(x_BTD, y_BTD, keys[0])
-        if self.cross is not None:
-            y_BTD, _ = self.cross(self.cross_norms.before(x_BTD), rows, cross=True)
+        across = cache and cache.cross
+        if self.cross is not None and self.cross_norms is not None:
+            y_BTD, across = self.cross(self.cross_norms.before(x_BTD), rows, across, cross=True)
             x_BTD = self.cross_norms.after(x_BTD, y_BTD, keys[1])
-        if self.mlp_norms is not None and self.mlp is not None:
-            x_BTD = self.mlp_norms.after(x_BTD, self.mlp(self.mlp_norms.before(x_BTD)), keys[2])
-        return x_BTD, cache
+        if self.mlp_norms is not None:
+            y_BTD, losses = self._mlp(self.mlp_norms.before(x_BTD), rows)
+            x_BTD = self.mlp_norms.after(x_BTD, y_BTD, keys[2])
+        return x_BTD, None if mine is None else LayerCache(mixer=mine, cross=across), losses
 
-
-def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Srivastava et al. 2014, scaled in training."""
-    if key is None or rate == 0:
-        return x_BTD
-    keep_BTD = place.constrain(jax.random.bernoulli(key, 1 - rate, x_BTD.shape), *STREAM)
-    return jax.numpy.where(keep_BTD, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)
+    def _mlp(self, h_BTD: jax.Array, rows: Rows) -> tuple[jax.Array, Losses]:
+        if isinstance(self.mlp, Moe):
+            return self.mlp(h_BTD, rows.segments_BT)
+        return (self.mlp(h_BTD) if self.mlp is not None else 0.0 * h_BTD), {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from pretrain.models.config import BlockConfig, StackConfig, TransformerConfig
+from pretrain.models.config import BlockConfig, MlaConfig, StackConfig, TransformerConfig
 
 
 @jax.tree_util.register_dataclass
@@ -22,10 +22,27 @@ class KeyValues:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Of one layer of latent attention: the latent of keys and values, and the rotary key that all heads share."""
+
+    latents_BSR: jax.Array
+    rotary_BSH: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class LayerCache:
+    mixer: KeyValues | Latents
+    cross: KeyValues | None = None
+    """Keys and values of the encoder's output: written once, with the first tokens."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class StackCache:
-    prefix: tuple[KeyValues, ...]
-    pattern: tuple[KeyValues, ...]
-    suffix: tuple[KeyValues, ...]
+    prefix: tuple[LayerCache, ...]
+    pattern: tuple[LayerCache, ...]
+    suffix: tuple[LayerCache, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -35,20 +52,45 @@ class Cache:
 
     layers: StackCache
     segments_BS: jax.Array
+    positions_BS: jax.Array | None
+    """None where no layer asks."""
+    encoded_segments_BS: jax.Array | None
+    """Of the encoder's tokens; None without an encoder."""
     filled: jax.Array
 
 
-def empty_cache(config: TransformerConfig, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-    """Room for `length` tokens in each of `batch` rows of the decoder."""
+def empty_cache(config: TransformerConfig, batch: int, length: int, dtype: jnp.dtype, encoded_length: int = 0) -> Cache:
+    """Room for `length` tokens in each of `batch` rows of the decoder, which reads `encoded_length` of an encoder."""
 
-    def of(block: BlockConfig, *lead: int) -> KeyValues:
-        shape = (*lead, batch, block.mixer.kv_heads, length, block.mixer.head_dim)
+    def keys(heads: int, head_dim: int, slots: int, *lead: int) -> KeyValues:
+        shape = (*lead, batch, heads, slots, head_dim)
         return KeyValues(keys_BKSH=jnp.zeros(shape, dtype), values_BKSH=jnp.zeros(shape, dtype))
 
+    def of(block: BlockConfig, *lead: int) -> LayerCache:
+        mixer, cross = block.mixer, block.cross
+        if isinstance(mixer, MlaConfig):
+            mine = Latents(
+                latents_BSR=jnp.zeros((*lead, batch, length, mixer.kv_rank), dtype),
+                rotary_BSH=jnp.zeros((*lead, batch, length, mixer.rope_dim), dtype),
+            )
+        else:
+            mine = keys(mixer.kv_heads, mixer.head_dim, length, *lead)
+        across = keys(cross.kv_heads, cross.head_dim, encoded_length, *lead) if cross else None
+        return LayerCache(mixer=mine, cross=across)
+
     stack: StackConfig = config.stack
+    periods = stack.prefix + stack.pattern + stack.suffix
     layers = StackCache(
         prefix=tuple(of(b) for b in stack.prefix),
         pattern=tuple(of(b, stack.repeats) for b in stack.pattern),
         suffix=tuple(of(b) for b in stack.suffix),
     )
-    return Cache(layers=layers, segments_BS=jnp.zeros((batch, length), jnp.int32), filled=jnp.int32(0))
+    slots = jnp.zeros((batch, length), jnp.int32)
+    encoded = jnp.zeros((batch, encoded_length), jnp.int32) if config.encoder and config.decoder else None
+    return Cache(
+        layers=layers,
+        segments_BS=slots,
+        positions_BS=slots if any(getattr(b.mixer, "chunk", None) for b in periods) else None,
+        encoded_segments_BS=encoded,
+        filled=jnp.int32(0),
+    )

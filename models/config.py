@@ -3,122 +3,45 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+from pretrain.models.config_mixers import (
+    Alibi,
+    AttentionConfig,
+    Checks,
+    DynamicNtkScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    MlaConfig,
+    NormConfig,
+    QueryGrowth,
+    RelativeBias,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
+from pretrain.models.config_mlps import Activation, LoraConfig, MlpConfig, MoeConfig, RouterConfig
 
-
-Checks = tuple[tuple[bool, str], ...]
-"""What must hold, and what to say when it does not. `pretrain.errors.check` collects them from a whole tree."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormConfig:
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016), computed in f32."""
-
-    kind: Literal["rms", "layer"] = "rms"
-    eps: float = 1e-5
-    bias: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearScaling:
-    """Position interpolation (Chen et al. 2023): every angle divided by `factor`."""
-
-    factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicNtkScaling:
-    """The base grows once a sequence is longer than `original_length` (bloc97 2023, dynamic NTK-aware scaling)."""
-
-    factor: float
-    original_length: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class YarnScaling:
-    """YaRN (Peng et al. 2023): interpolate slow dimensions, keep fast ones, and sharpen attention."""
-
-    factor: float
-    original_length: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    """Multiplies cos and sin; None: 0.1 ln(factor) + 1 (section 3.4)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Llama3Scaling:
-    """Llama 3.1's piecewise scaling by wavelength (Llama team 2024)."""
-
-    factor: float = 8.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_length: int = 8192
-
-
-RopeScaling = LinearScaling | DynamicNtkScaling | YarnScaling | Llama3Scaling
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """Rotary positions (Su et al. 2021) in the half-split layout of Hugging Face."""
-
-    theta: float = 10_000.0
-    fraction: float = 1.0
-    """Share of head_dim that is rotated."""
-    scaling: RopeScaling | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """Multi-head (kv_heads = heads), grouped-query (fewer) or multi-query (1) attention."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    causal: bool = True
-    window: int | None = None
-    """Sliding window: a token sees itself and the window - 1 tokens before it."""
-    position: Rope | None = None
-    qk_norm: NormConfig | None = None
-    softcap: float | None = None
-    """Logits become softcap * tanh(logits / softcap) (Gemma 2)."""
-    bias: bool = False
-    out_bias: bool = False
-    scale: float | None = None
-    """Multiplies q.k; None: head_dim ** -0.5."""
-
-    def checks(self) -> Checks:
-        divisors = [k for k in range(1, self.heads + 1) if self.heads % k == 0]
-        return (
-            (
-                self.heads > 0 and self.kv_heads in divisors,
-                f"kv_heads={self.kv_heads} does not divide heads={self.heads}; choose one of {divisors}",
-            ),
-            (self.head_dim > 0, f"head_dim={self.head_dim}: expected a positive width; set it to d_model / heads"),
-            (
-                self.window is None or self.window > 0,
-                f"window={self.window}: expected at least 1, or None",
-            ),
-            (
-                self.position is None or int(self.head_dim * self.position.fraction) % 2 == 0,
-                f"head_dim={self.head_dim} rotates {self.position and int(self.head_dim * self.position.fraction)} "
-                "dimensions, RoPE turns pairs; choose an even number",
-            ),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MlpConfig:
-    """Two matrices around an activation, or three with a gate (GLU variants, Shazeer 2020)."""
-
-    d_ff: int
-    activation: Activation = "silu"
-    gated: bool = True
-    bias: bool = False
-
-    def checks(self) -> Checks:
-        return ((self.d_ff > 0, f"d_ff={self.d_ff}: expected a positive width; 4 * d_model is usual without a gate"),)
+__all__ = [
+    "Activation",
+    "Alibi",
+    "AttentionConfig",
+    "Checks",
+    "DynamicNtkScaling",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
+    "LoraConfig",
+    "MlaConfig",
+    "MlpConfig",
+    "MoeConfig",
+    "NormConfig",
+    "QueryGrowth",
+    "RelativeBias",
+    "Rope",
+    "RopeScaling",
+    "RouterConfig",
+    "YarnScaling",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,23 +49,32 @@ class BlockConfig:
     """One layer. The three norm slots hold every placement: `pre` (GPT-2, Llama), `pre` + `branch` (Gemma 2),
     `branch` (OLMo 2), `residual` (BERT, BART, the original Transformer)."""
 
-    mixer: AttentionConfig
-    mlp: MlpConfig | None = None
+    mixer: AttentionConfig | MlaConfig
+    mlp: MlpConfig | MoeConfig | None = None
     cross: AttentionConfig | None = None
     """Attention to the encoder's output, between the mixer and the MLP."""
     pre: NormConfig | None = None
     branch: NormConfig | None = None
     residual: NormConfig | None = None
-    parallel: bool = False
-    """Mixer and MLP read the same normalised input (GPT-J)."""
+    mixer_pre: bool = True
+    """False: the mixer reads the residual stream as it is, without `pre` (ModernBERT's first layer)."""
+    parallel: Literal["no", "one_norm", "two_norms"] = "no"
+    """Mixer and MLP read the same input, normalised once for both (GPT-J) or for each (GPT-NeoX)."""
     dropout: float = 0.0
     """Of every branch before it joins the residual stream, in training only."""
 
     def checks(self) -> Checks:
-        order = self.cross and (self.cross.causal or self.cross.window or self.cross.position)
+        order = self.cross and (self.cross.causal or self.cross.window or self.cross.chunk or self.cross.position)
         return (
             (0 <= self.dropout < 1, f"dropout={self.dropout}: expected a probability below 1; 0.1 is usual"),
-            (not order, "cross: another text has no order to this one; set causal=False, window=None, position=None"),
+            (
+                not order,
+                "cross: another text has no order to this one; set causal=False, window, chunk and position to None",
+            ),
+            (
+                self.mixer_pre or (self.pre is not None and self.parallel != "one_norm"),
+                "mixer_pre=False: there is no norm of its own to leave out; set pre, or mixer_pre=True",
+            ),
         )
 
 
@@ -170,6 +102,21 @@ class Remat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnedPositions:
+    length: int
+    """Positions from 0 that a token may have."""
+    offset: int = 0
+    """Rows of the table before position 0, which no token uses (OPT, BART, RoBERTa: 2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidalPositions:
+    """Vaswani et al. 2017, section 3.5, sines in the first half of the features and cosines in the second."""
+
+    theta: float = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackConfig:
     """`prefix`, then `repeats` periods of `pattern` (one compiled period, scanned), then `suffix`."""
 
@@ -177,6 +124,8 @@ class StackConfig:
     repeats: int
     prefix: tuple[BlockConfig, ...] = ()
     suffix: tuple[BlockConfig, ...] = ()
+    positions: LearnedPositions | SinusoidalPositions | None = None
+    """Added to the embeddings of the tokens."""
     embed_norm: NormConfig | None = None
     final_norm: NormConfig | None = None
     remat: Remat | None = None
@@ -195,29 +144,47 @@ class StackConfig:
         )
 
     @property
+    def relative(self) -> BlockConfig | None:
+        """The first block that reads the stack's shared table of relative biases."""
+        for block in self.prefix + self.pattern + self.suffix:
+            position = getattr(block.mixer, "position", None)
+            if isinstance(position, RelativeBias) and position.shared:
+                return block
+        return None
+
+    @property
     def blocks(self) -> tuple[BlockConfig, ...]:
         """Every layer in order."""
         return self.prefix + self.pattern * self.repeats + self.suffix
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedPositions:
-    length: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SinusoidalPositions:
-    """Vaswani et al. 2017, section 3.5, sines in the first half of the features and cosines in the second."""
-
-    theta: float = 10_000.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    positions: LearnedPositions | SinusoidalPositions | None = None
+    """From token ids to vectors; encoder and decoder share the table."""
+
     scale: float | None = None
     """Multiplies token embeddings."""
     dropout: float = 0.0
+    types: int = 0
+    """Kinds of tokens with a vector each, added to their embeddings (BERT: sentence A and B)."""
+    width: int | None = None
+    """Of the embeddings, where a matrix widens them to d_model before the first layer (ELECTRA); None: d_model."""
+
+    def checks(self) -> Checks:
+        return (
+            (0 <= self.dropout < 1, f"dropout={self.dropout}: expected a probability below 1; 0.1 is usual"),
+            (self.types >= 0, f"types={self.types}: expected 0 or more kinds of tokens"),
+            (self.width is None or self.width > 0, f"width={self.width}: expected a positive width, or None"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """A dense layer between the last hidden state and the head's table (Devlin et al. 2019)."""
+
+    activation: Activation = "gelu"
+    bias: bool = True
+    norm: NormConfig = field(default_factory=lambda: NormConfig(kind="layer", eps=1e-12, bias=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,15 +196,65 @@ class HeadConfig:
     bias: bool = False
     softcap: float | None = None
     scale: float | None = None
+    """Multiplies the logits (T5: d_model ** -0.5 where tied)."""
+    transform: TransformConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Another head: of a class, a span, a value, a sentence's embedding."""
+
+    name: str
+    pool: Literal["token", "first", "last", "mean"] = "first"
+    """What it reads: every token, the first, the last or the mean of a row."""
+    labels: int | None = None
+    """Outputs; None: the pooled vector itself."""
+    hidden: Activation | None = None
+    """A dense layer of d_model with this activation before the outputs (BERT's pooler: tanh)."""
+    dropout: float = 0.0
+    bias: bool = True
+    """Of the outputs."""
+    normalise: bool = False
+    """To length 1."""
+
+    def checks(self) -> Checks:
+        return (
+            (self.name.isidentifier(), f"name={self.name!r}: expected a word of letters, digits and underscores"),
+            (self.labels is None or self.labels > 0, f"labels={self.labels}: expected at least 1, or None"),
+            (0 <= self.dropout < 1, f"dropout={self.dropout}: expected a probability below 1; 0.1 is usual"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """A smaller encoder beside the model that proposes tokens for it to judge (ELECTRA, Clark et al. 2020). It shares
+    the model's embeddings."""
+
+    d_model: int
+    encoder: StackConfig
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(tied=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AheadConfig:
+    """Modules that predict tokens further ahead, one after another (DeepSeek-V3, arXiv:2412.19437, section 2.2)."""
+
+    depth: int
+    block: BlockConfig
+    norm: NormConfig = field(default_factory=NormConfig)
+
+    def checks(self) -> Checks:
+        return ((self.depth > 0, f"depth={self.depth}: expected at least 1 further token"),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
     """How weights start. Vectors start at 1 (norm scales) and 0 (biases)."""
 
-    kind: Literal["normal", "fan_in", "small"] = "normal"
-    """normal: std; fan_in: fan_in ** -0.5, truncated at 2 sigma (LeCun et al. 1998);
-    small: sqrt(2 / (5 d_model)) (Nguyen & Salazar 2019)."""
+    kind: Literal["normal", "truncated", "fan_in", "small", "xavier", "t5"] = "normal"
+    """normal: std; truncated: std, cut at 2 sigma (BERT); fan_in: fan_in ** -0.5, cut at 2 sigma (LeCun et al. 1998);
+    small: sqrt(2 / (5 d_model)) (Nguyen & Salazar 2019); xavier: sqrt(2 / (fan_in + fan_out)) (Glorot & Bengio 2010);
+    t5: fan_in ** -0.5, and head_dim ** -0.5 more for queries that no scale divides (Raffel et al. 2020)."""
     std: float = 0.02
     embed_std: float | None = None
     """Of embedding tables; None: std."""
@@ -255,20 +272,37 @@ class TransformerConfig:
     decoder: StackConfig | None = None
     encoder: StackConfig | None = None
     embed: EmbedConfig = field(default_factory=EmbedConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
+    head: HeadConfig | None = field(default_factory=HeadConfig)
+    """None: hidden states are all it gives, to tasks."""
+    tasks: tuple[TaskConfig, ...] = ()
+    generator: GeneratorConfig | None = None
+    ahead: AheadConfig | None = None
+    adapters: tuple[LoraConfig, ...] = ()
+    """The first whose pattern is found in a matrix's name adapts it."""
     init: InitConfig = field(default_factory=InitConfig)
 
     def checks(self) -> Checks:
         stacks = [s for s in (self.encoder, self.decoder) if s]
-        cross = [b.cross for s in stacks for b in s.blocks if b.cross]
+        blocks = [b for s in stacks for b in s.prefix + s.pattern + s.suffix]
+        names = [task.name for task in self.tasks]
         return (
             (self.vocab_size > 0, f"vocab_size={self.vocab_size}: expected a positive number; use the tokenizer's"),
             (self.d_model > 0, f"d_model={self.d_model}: expected a positive width"),
             (bool(stacks), "a transformer without encoder and decoder: expected at least one; set decoder"),
             (
-                not cross or self.encoder is not None,
+                not any(b.cross for b in blocks) or self.encoder is not None,
                 "cross attention without an encoder to attend to; set encoder",
             ),
+            (
+                self.embed.width is None or self.head is None or self.head.tied,
+                "head.tied=False: a head of its own reads d_model, embed.width has no meaning for it; set tied=True",
+            ),
+            (
+                self.embed.width in (None, self.d_model) or self.head is None or self.head.transform is not None,
+                f"embed.width={self.embed.width}: the tied head needs head.transform to come down from {self.d_model}",
+            ),
+            (len(set(names)) == len(names), f"tasks: found the names {names}, expected each once"),
+            (self.ahead is None or self.decoder is not None, "ahead predicts what a decoder will read; set decoder"),
         )
 
     @property
@@ -277,3 +311,14 @@ class TransformerConfig:
         stack = self.decoder or self.encoder
         assert stack is not None
         return stack
+
+    @property
+    def generates(self) -> "TransformerConfig | None":
+        """The generator as a model of its own, without the tables it shares."""
+        g = self.generator
+        if g is None:
+            return None
+        embed = EmbedConfig(**{**vars(self.embed), "width": self.embed.width or self.d_model})
+        return TransformerConfig(
+            vocab_size=self.vocab_size, d_model=g.d_model, encoder=g.encoder, embed=embed, head=g.head, init=self.init
+        )

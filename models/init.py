@@ -33,32 +33,45 @@ class Init:
     def stack(self, layers: int) -> "Init":
         return replace(self, stacked=layers)
 
-    def matrix(self, *dims: tuple[Axis, int], inputs: int = 1, residual: bool = False) -> nnx.Param:
+    def matrix(
+        self, *dims: tuple[Axis | None, int], inputs: int = 1, residual: bool = False, experts: int = 0, gain: float = 1
+    ) -> nnx.Param:
         """A linear map: the first `inputs` dimensions are contracted, the others come out.
 
-        `residual`: it writes to the residual stream.
+        `residual`: it writes to the residual stream. `experts`: so many maps, in a leading dimension. `gain`: factor of
+        the schemes that follow the width ("t5").
         """
-        c, fan_in = self.config, math.prod(size for _, size in dims[:inputs])
-        std = {"normal": c.std, "fan_in": fan_in**-0.5, "small": math.sqrt(2 / (5 * self.d_model))}[c.kind]
+        c = self.config
+        fan_in, fan_out = (math.prod(size for _, size in part) for part in (dims[:inputs], dims[inputs:]))
+        std = {
+            "small": math.sqrt(2 / (5 * self.d_model)),
+            "fan_in": fan_in**-0.5,
+            "t5": gain * fan_in**-0.5,
+            "xavier": math.sqrt(2 / (fan_in + fan_out)),
+        }.get(c.kind, c.std)
         if residual and c.residual == "depth":
             std /= math.sqrt(self.branches)
         elif residual and c.residual == "wang":
             std = 2 / (self.layers * math.sqrt(self.d_model))
-        return self._param(dims, std=std, truncate=c.kind == "fan_in", inputs=inputs)
+        if experts:
+            dims = (("expert", experts), *dims)
+        truncate = c.kind in ("fan_in", "truncated")
+        return self._param(dims, std=std, truncate=truncate, inputs=inputs, maps=int(bool(experts)))
 
-    def table(self, *dims: tuple[Axis, int]) -> nnx.Param:
+    def table(self, *dims: tuple[Axis | None, int]) -> nnx.Param:
         """Rows looked up by number."""
         return self._param(dims, std=self.config.std if self.config.embed_std is None else self.config.embed_std)
 
-    def vector(self, value: float, *dims: tuple[Axis | None, int]) -> nnx.Param:
-        """A norm's scale or a bias."""
-        return self._param(dims, fill=value)
+    def vector(self, value: float, *dims: tuple[Axis | None, int], sign_rate: float | None = None) -> nnx.Param:
+        """A norm's scale or a bias. `sign_rate`: see `tree.sign_rates`."""
+        return self._param(dims, fill=value, sign_rate=sign_rate)
 
-    def _param(self, dims, *, std=0.0, truncate=False, fill=None, inputs=None) -> nnx.Param:
+    def _param(self, dims, *, std=0.0, truncate=False, fill=None, inputs=None, maps=0, sign_rate=None):
+        """`inputs`: dimensions a linear map contracts, after `maps` that number independent ones."""
         axes = tuple(axis for axis, _ in dims)
         shape = tuple(size for _, size in dims)
         if self.stacked is not None:
-            axes, shape = ("layers", *axes), (self.stacked, *shape)
+            axes, shape, maps = ("layers", *axes), (self.stacked, *shape), maps + 1
         spec = place.stored_spec(axes)
         if fill is not None:
             value = jnp.full(shape, fill, jnp.float32, out_sharding=spec)
@@ -69,10 +82,17 @@ class Init:
             )
         else:
             value = jax.random.normal(self.rngs.params(), shape, out_sharding=spec) * std
-        return nnx.Param(value, axes=axes, inputs=inputs)
+        return nnx.Param(value, axes=axes, inputs=inputs, maps=maps, sign_rate=sign_rate)
+
+    def raw(self, dims, *, std: float, inputs: int | None = None, maps: int = 0) -> nnx.Param:
+        """Normal numbers in exactly these dimensions."""
+        return replace(self, stacked=None)._param(dims, std=std, inputs=inputs, maps=maps)
 
 
-def weight(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
-    """A parameter as a layer uses it: in the compute type, gathered from the way it is stored."""
+def weight(param, dtype: jnp.dtype) -> jax.Array:
+    """A parameter, or a module that makes one, as a layer uses it: in the compute type, gathered from the way it is
+    stored."""
+    if not isinstance(param, nnx.Variable):
+        return param.weight(dtype)
     value = param[...]
     return place.gather(value, param.axes[-value.ndim :] if value.ndim else (), dtype)

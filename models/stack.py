@@ -7,63 +7,88 @@ from flax import nnx
 
 from pretrain.models.block import Block
 from pretrain.models.cache import StackCache
-from pretrain.models.config import StackConfig
+from pretrain.models.config import AttentionConfig, BlockConfig, EmbedConfig, RelativeBias, StackConfig
 from pretrain.models.init import Init
-from pretrain.models.layers.attention import Rows
-from pretrain.models.layers.norms import Norm
+from pretrain.models.layers.embed import Entry
+from pretrain.models.layers.moe import Losses
+from pretrain.models.layers.norms import features
+from pretrain.models.layers.rows import Rows
 from pretrain.models.remat import rematerialise
 
 
 class Stack(nnx.Module):
-    def __init__(self, config: StackConfig, d_model: int, init: Init):
+    def __init__(self, config: StackConfig, embed: EmbedConfig, d_model: int, init: Init):
         self.config = config
-        self.embed_norm = Norm(config.embed_norm, d_model, init) if config.embed_norm else None
+        self.entry = Entry(config.positions, config.embed_norm, embed, d_model, init)
+        self.relative = relative_table(config.relative, init)
         self.prefix = nnx.List([Block(b, d_model, init) for b in config.prefix])
         self.pattern = nnx.List([Block(b, d_model, init.stack(config.repeats)) for b in config.pattern])
         self.suffix = nnx.List([Block(b, d_model, init) for b in config.suffix])
-        self.final_norm = Norm(config.final_norm, d_model, init) if config.final_norm else None
+        self.final_norm = features(config.final_norm, d_model, init) if config.final_norm else None
 
-    def __call__(self, x_BTD: jax.Array, rows: Rows, cache: StackCache | None = None, key: jax.Array | None = None):
-        """Returns (x_BTD, cache)."""
-        keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
-        x_BTD = x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
-        x_BTD, prefix = self._each(self.prefix, x_BTD, rows, cache and cache.prefix, keys[0])
-        x_BTD, pattern = self._scan(x_BTD, rows, cache and cache.pattern, keys[1])
-        x_BTD, suffix = self._each(self.suffix, x_BTD, rows, cache and cache.suffix, keys[2])
+    def __call__(self, x_BTW: jax.Array, rows: Rows, cache: StackCache | None = None, key: jax.Array | None = None):
+        """Returns (x_BTD, cache, losses) for embeddings in their own width."""
+        keys = (None, None, None, None) if key is None else tuple(jax.random.split(key, 4))
+        rows = replace(rows, relative=self.relative)
+        x_BTD = self.entry(x_BTW, rows.positions_BT, keys[3])
+        x_BTD, prefix, first = self._each(self.prefix, x_BTD, rows, cache and cache.prefix, keys[0])
+        x_BTD, pattern, middle = self._scan(x_BTD, rows, cache and cache.pattern, keys[1])
+        x_BTD, suffix, last = self._each(self.suffix, x_BTD, rows, cache and cache.suffix, keys[2])
         x_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
-        return x_BTD, None if cache is None else StackCache(prefix=prefix, pattern=pattern, suffix=suffix)
+        cache = None if cache is None else StackCache(prefix=prefix, pattern=pattern, suffix=suffix)
+        return x_BTD, cache, added(first, middle, last)
 
     def _each(self, blocks, x_BTD, rows: Rows, caches, key):
         caches = caches or (None,) * len(blocks)
         keys = (None,) * len(blocks) if key is None else jax.random.split(key, max(len(blocks), 1))
-        out = []
+        out, all_losses = [], []
         for block, cache, k in zip(blocks, caches, keys):
 
             def run(x, cache, block=block, k=k):
                 return block(x, rows, cache, k)
 
-            x_BTD, cache = rematerialise(run, self.config.remat)(x_BTD, cache)
+            x_BTD, cache, losses = rematerialise(run, self.config.remat)(x_BTD, cache)
             out.append(cache)
-        return x_BTD, tuple(out)
+            all_losses.append(losses)
+        return x_BTD, tuple(out), added(*all_losses)
 
     def _scan(self, x_BTD, rows: Rows, caches, key):
         repeats, period = self.config.repeats, len(self.pattern)
         if not repeats or not period:
-            return x_BTD, ()
+            return x_BTD, (), {}
         keys = None if key is None else jax.random.split(key, (repeats, period))
 
         def run(x, layer):
             blocks, caches, keys = layer
-            out = []
+            out, all_losses = [], []
             for i, block in enumerate(blocks):
-                x, cache = block(x, rows, caches and caches[i], None if keys is None else keys[i])
+                x, cache, losses = block(x, rows, caches and caches[i], None if keys is None else keys[i])
                 out.append(cache)
-            return x, tuple(out)
+                all_losses.append(losses)
+            return x, (tuple(out), added(*all_losses))
 
         layers = (self.pattern, caches, keys)
-        return jax.lax.scan(
-            rematerialise(run, self.config.remat), x_BTD, layers, unroll=min(self.config.unroll, repeats)
-        )
+        run = rematerialise(run, self.config.remat)
+        x_BTD, (caches, losses) = jax.lax.scan(run, x_BTD, layers, unroll=min(self.config.unroll, repeats))
+        return x_BTD, caches, jax.tree.map(lambda x: x.sum(0), losses)
+
+
+def relative_table(block: BlockConfig | None, init: Init) -> nnx.Param | None:
+    """One number a bucket and head, for all layers."""
+    if (
+        block is None
+        or not isinstance(block.mixer, AttentionConfig)
+        or not isinstance(block.mixer.position, RelativeBias)
+    ):
+        return None
+    mixer, kv_heads = block.mixer, block.mixer.kv_heads
+    heads = ("kv_heads", kv_heads), ("groups", mixer.heads // kv_heads)
+    return init.table(("table", block.mixer.position.buckets), *heads)
+
+
+def added(*parts: Losses) -> Losses:
+    names = [name for part in parts for name in part]
+    return {name: sum(part[name] for part in parts if name in part) for name in dict.fromkeys(names)}  # type: ignore
 
 
 def unroll(stack: Stack) -> Stack:

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.errors import check
-from pretrain.models.block import dropout
+from pretrain.models.ahead import Ahead, following
 from pretrain.models.cache import Cache
-from pretrain.models.config import StackConfig, TransformerConfig
-from pretrain.models.init import Init, weight
-from pretrain.models.layers.attention import Rows
+from pretrain.models.config import BlockConfig, TransformerConfig
+from pretrain.models.init import Init
 from pretrain.models.layers.embed import Embed
-from pretrain.models.layers.heads import Head, Unembed
+from pretrain.models.layers.heads import Head, Task, Unembed
+from pretrain.models.layers.moe import Losses
 from pretrain.models.layers.positions import Table, rope_table
-from pretrain.models.stack import Stack, unroll
+from pretrain.models.layers.rows import Rows
+from pretrain.models.lora import adapt
+from pretrain.models.stack import Stack, added, unroll
 
 
 @jax.tree_util.register_dataclass
@@ -28,90 +30,159 @@ class Inputs:
     """Place of each token in its document; None: its place in the row."""
     segments: jax.Array | None = None
     """Number of the document in the row from 1, 0 is padding; None: one document fills each row."""
+    prefix: jax.Array | None = None
+    """1 for tokens that those before them in their document see too (prefix language models); None: for none."""
+    types: jax.Array | None = None
+    """Kind of each token, as BERT's sentences A and B; None: 0."""
     encoder: "Inputs | None" = None
+    """What the encoder reads, where there is a decoder too; its segment n is read by segment n of the decoder."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Output:
     hidden_BTD: jax.Array
+    """Of the last stack."""
+    encoded_BSD: jax.Array | None = None
+    """Of the encoder before a decoder."""
     cache: Cache | None = None
+    losses: Losses
+    """Of the layers themselves (mixtures of experts): means over tokens, each times its weight. What begins with "_"
+    is 0 and there for its gradient."""
 
 
 class Transformer(nnx.Module):
     """Raises UserError when the config contradicts itself. Activations have the type `dtype`, parameters are f32."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(
+        self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, embed: bool = True
+    ):
+        """`embed`: False for a part that uses the embeddings of another."""
         check(config)
-        init = Init.of(config, rngs)
+        c, D, init = config, config.d_model, Init.of(config, rngs)
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.embed = Embed(config.embed, config.vocab_size, config.d_model, init)
-        self.encoder = Stack(config.encoder, config.d_model, init) if config.encoder else None
-        self.decoder = Stack(config.decoder, config.d_model, init) if config.decoder else None
-        self.head = Head(config.head, config.vocab_size, config.d_model, init)
+        self.embed = Embed(c.embed, c.vocab_size, D, init) if embed else None
+        self.encoder = Stack(c.encoder, c.embed, D, init) if c.encoder else None
+        self.decoder = Stack(c.decoder, c.embed, D, init) if c.decoder else None
+        self.head = Head(c.head, c.vocab_size, D, c.embed.width or D, init) if c.head else None
+        self.tasks = nnx.Dict({task.name: Task(task, D, init) for task in c.tasks})
+        self.ahead_modules = nnx.List([Ahead(c.ahead, D, init) for _ in range(c.ahead.depth)] if c.ahead else [])
+        small = c.generates
+        self.generator = Transformer(small, rngs=rngs, dtype=dtype, embed=False) if small else None
+        if c.adapters:
+            adapt(self, c.adapters, init)
 
     def __call__(self, inputs: Inputs, *, cache: Cache | None = None, key: jax.Array | None = None) -> Output:
         """Hidden states of the last stack; `logits` turns them into logits.
 
-        `cache`: these tokens come after the ones it holds. `key`: of dropout; None outside training.
+        `cache`: these tokens come after the ones it holds; an encoder is read once, with the first. `key`: of dropout;
+        None outside training.
         """
-        keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
-        encoded, encoded_segments = None, None
-        if self.encoder is not None:
-            source = inputs.encoder or inputs
-            encoded, _ = self._run(self.encoder, source, None, keys[0], keys[1])
-            encoded_segments = source.segments
-        if self.decoder is None:
-            return Output(hidden_BTD=encoded)
-        hidden, cache = self._run(self.decoder, inputs, cache, keys[0], keys[2], encoded, encoded_segments)
-        return Output(hidden_BTD=hidden, cache=cache)
+        return self._read(self.embed, inputs, cache, key)
 
     def unembed(self) -> Unembed:
-        kernel, bias = self.head.kernel, self.head.bias
-        return Unembed(
-            self.config.head,
-            kernel_VD=weight(self.embed.tokens, self.dtype) if kernel is None else None,
-            kernel_DV=None if kernel is None else weight(kernel, self.dtype),
-            bias_V=None if bias is None else weight(bias, jnp.float32),
-        )
+        """The head, ready for use. Raises ValueError for a model without one."""
+        return self._unembed(self.embed)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """logits_BTV in f32."""
         return self.unembed()(hidden_BTD)
 
-    def _run(
-        self, stack: Stack, inputs: Inputs, cache: Cache | None, embed_key, key, encoded=None, encoded_segments=None
-    ):
-        tokens_BT, segments_BT = inputs.tokens, inputs.segments
-        filled = None if cache is None else cache.filled
-        positions_BT = inputs.positions
-        if positions_BT is None:
-            positions_BT = (
-                jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1]) + (0 if filled is None else filled)
-            )
-        cached_segments = None
+    def task(self, name: str, hidden_BTD: jax.Array, segments_BT: jax.Array | None = None, key=None) -> jax.Array:
+        """What another head says, in f32: see `TaskConfig`."""
+        return self.tasks[name](hidden_BTD, segments_BT, key)
+
+    def generated(self, inputs: Inputs, *, key: jax.Array | None = None) -> tuple[jax.Array, Unembed]:
+        """(hidden_BTD, head) of the generator, which shares this model's embeddings (ELECTRA)."""
+        out = self.generator._read(self.embed, inputs, None, key)
+        return out.hidden_BTD, self.generator._unembed(self.embed)
+
+    def ahead(self, hidden_BTD: jax.Array, inputs: Inputs, *, key=None) -> tuple[tuple[jax.Array, ...], Losses]:
+        """Hidden states of each depth d, from which the same head predicts the token d + 2 places on; their losses."""
+        out, losses = [], {}
+        positions_BT = _positions(inputs, None)
+        rows = self._rows([module.block.config for module in self.ahead_modules], inputs, positions_BT)
+        for d, module in enumerate(self.ahead_modules):
+            types_BT = None if inputs.types is None else following(inputs.types, d + 1)
+            next_BTD = self.embed(following(inputs.tokens, d + 1), types_BT, self.dtype)
+            k = None if key is None else jax.random.fold_in(key, d)
+            hidden_BTD, more = module(hidden_BTD, next_BTD, rows, k)
+            losses = added(losses, more)
+            out.append(hidden_BTD)
+        return tuple(out), losses
+
+    def _unembed(self, embed: Embed) -> Unembed:
+        if self.head is None:
+            raise ValueError("found a model without a head, expected TransformerConfig.head; use its tasks")
+        return self.head.ready(embed.tokens, self.dtype)
+
+    def _read(self, embed: Embed, inputs: Inputs, cache: Cache | None, key) -> Output:
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        encoded, source, losses = None, None, {}
+        if self.encoder is not None:
+            source = inputs.encoder if self.decoder is not None else inputs
+            if source is None and cache is None:
+                raise ValueError("found no inputs of the encoder, expected Inputs.encoder beside the decoder's tokens")
+        if self.encoder is not None and source is not None:
+            encoded, _, losses = self._run(embed, self.encoder, source, None, keys[0])
+        if self.decoder is None:
+            return Output(hidden_BTD=encoded, losses=losses)
+        hidden, cache, more = self._run(embed, self.decoder, inputs, cache, keys[1], encoded, source)
+        return Output(hidden_BTD=hidden, encoded_BSD=encoded, cache=cache, losses=added(losses, more))
+
+    def _run(self, embed: Embed, stack: Stack, inputs: Inputs, cache: Cache | None, key, encoded=None, source=None):
+        positions_BT = _positions(inputs, cache)
+        cache = None if cache is None else _noted(cache, inputs, positions_BT, source)
+        c = stack.config
+        blocks = c.prefix + c.pattern + c.suffix
+        rows = self._rows(blocks, inputs, positions_BT, cache, encoded, source and source.segments)
+        x_BTW = embed(inputs.tokens, inputs.types, self.dtype)
+        x_BTD, layers, losses = stack(x_BTW, rows, cache and cache.layers, key)
         if cache is not None:
-            new = jnp.ones_like(tokens_BT) if segments_BT is None else segments_BT
-            cached_segments = jax.lax.dynamic_update_slice_in_dim(cache.segments_BS, new, filled, axis=1)
-        rows = Rows(
-            ropes=rope_tables(stack.config, positions_BT),
-            segments_BT=segments_BT,
+            cache = replace(cache, layers=layers, filled=cache.filled + inputs.tokens.shape[1])
+        return x_BTD, cache, losses
+
+    def _rows(self, blocks, inputs: Inputs, positions_BT, cache: Cache | None = None, encoded=None, segments_BS=None):
+        return Rows(
+            positions_BT=positions_BT,
+            ropes=rope_tables(blocks, positions_BT),
+            segments_BT=inputs.segments,
+            prefix_BT=inputs.prefix,
             encoded_BSD=encoded,
-            encoded_segments_BS=encoded_segments,
-            filled=filled,
-            cached_segments_BS=cached_segments,
+            encoded_segments_BS=segments_BS if cache is None else cache.encoded_segments_BS,
+            filled=cache and cache.filled,
+            slots=cache and cache.segments_BS.shape[1],
+            cached_segments_BS=cache and cache.segments_BS,
+            cached_positions_BS=cache and cache.positions_BS,
         )
-        x_BTD = self.embed(tokens_BT, positions_BT, self.dtype)
-        x_BTD = dropout(x_BTD, self.config.embed.dropout, embed_key)
-        x_BTD, layers = stack(x_BTD, rows, cache and cache.layers, key)
-        if cache is not None:
-            cache = Cache(layers=layers, segments_BS=cached_segments, filled=filled + tokens_BT.shape[1])
-        return x_BTD, cache
 
 
-def rope_tables(config: StackConfig, positions_BT: jax.Array) -> dict[tuple, Table]:
-    kinds = {(b.mixer.position, b.mixer.head_dim) for b in config.prefix + config.pattern + config.suffix}
-    return {(rope, dim): rope_table(rope, dim, positions_BT) for rope, dim in kinds if rope is not None}
+def _positions(inputs: Inputs, cache: Cache | None) -> jax.Array:
+    if inputs.positions is not None:
+        return inputs.positions
+    first = 0 if cache is None else cache.filled
+    return jnp.zeros_like(inputs.tokens) + jnp.arange(inputs.tokens.shape[1]) + first
+
+
+def _noted(cache: Cache, inputs: Inputs, positions_BT: jax.Array, source: Inputs | None) -> Cache:
+    """The view of the slots with these tokens in it."""
+
+    def noted(slots_BS, new_BT):
+        return jax.lax.dynamic_update_slice_in_dim(slots_BS, new_BT, cache.filled, axis=1)
+
+    new = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments
+    cache = replace(cache, segments_BS=noted(cache.segments_BS, new))
+    if cache.positions_BS is not None:
+        cache = replace(cache, positions_BS=noted(cache.positions_BS, positions_BT))
+    if source is not None:
+        segments = jnp.ones_like(source.tokens) if source.segments is None else source.segments
+        cache = replace(cache, encoded_segments_BS=segments)
+    return cache
+
+
+def rope_tables(blocks: "list[BlockConfig] | tuple[BlockConfig, ...]", positions_BT: jax.Array) -> dict[tuple, Table]:
+    kinds = {block.mixer.rotary for block in blocks} - {None}
+    return {(rope, dim): rope_table(rope, dim, positions_BT) for rope, dim in kinds}
 
 
 def unrolled(model: Transformer) -> Transformer:

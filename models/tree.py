@@ -32,15 +32,19 @@ def shardings(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
 
 
 def matrix_axes(model: Transformer) -> Transformer:
-    """(stacked, input, output) dimensions of every linear map; None for vectors and tables."""
+    """(independent, input, output) dimensions of every linear map; None for vectors and tables."""
 
     def of(_: str, p: nnx.Param):
         if p.inputs is None:
             return None
-        stacked = 1 if p.axes[0] == "layers" else 0
-        return stacked, p.inputs, len(p.axes) - stacked - p.inputs
+        return p.maps, p.inputs, len(p.axes) - p.maps - p.inputs
 
     return like(model, of)
+
+
+def sign_rates(model: Transformer) -> Transformer:
+    """How far a parameter moves against the sign of its gradient in a step; None for those an optimizer moves."""
+    return like(model, lambda _, p: p.sign_rate)
 
 
 def abstract(config: TransformerConfig, dtype=jax.numpy.float32) -> Transformer:

@@ -125,7 +125,7 @@ class RunConfig:
     seed: int = 0
 
     def checks(self) -> Checks:
-        positions = self.model.embed.positions
+        positions = self.model.stack.positions
         room = getattr(positions, "length", self.data.sequence_length)
         vocab = getattr(self.data.corpus.tokenizer, "vocab_size", None)
         return (
@@ -142,7 +142,7 @@ class RunConfig:
             (
                 self.data.sequence_length <= room,
                 f"data.sequence_length={self.data.sequence_length} is longer than the table of {room} positions; "
-                "shorten it or lengthen model.embed.positions",
+                "shorten it or lengthen model.decoder.positions",
             ),
             (
                 vocab is None or vocab <= self.model.vocab_size,

@@ -147,7 +147,7 @@ def _forward(model: Transformer, inputs: Inputs) -> jax.Array:
 
 
 def _random_tokens(config: TransformerConfig) -> np.ndarray:
-    positions = config.embed.positions
+    positions = config.stack.positions
     length = min(LENGTH, positions.length) if isinstance(positions, LearnedPositions) else LENGTH
     return np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, length), dtype=np.int32)
 

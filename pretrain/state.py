@@ -28,7 +28,7 @@ class TrainState:
 
 def make_optimizer(config: RunConfig, dtype: jnp.dtype) -> optax.GradientTransformation:
     model = tree.abstract(config.model, dtype)
-    return build(config.optimizer, tree.names(model), tree.matrix_axes(model), config.steps)
+    return build(config.optimizer, tree.names(model), tree.matrix_axes(model), config.steps, tree.sign_rates(model))
 
 
 def initialise(config: RunConfig, optimizer: optax.GradientTransformation, dtype: jnp.dtype) -> TrainState:

@@ -17,6 +17,7 @@ Axis = Literal[
     "groups",  # query heads per kv head
     "head_dim",
     "mlp",  # d_ff
+    "expert",  # experts of a mixture
     "table",  # rows of a table of learned positions
 ]
 

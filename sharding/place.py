@@ -44,6 +44,11 @@ def _spec(axes: Axes, table: Table) -> P:
     return P(*(m or None for m in assign(axes, table, _sizes())))
 
 
+def whole() -> bool:
+    """Whether every array is whole on one device."""
+    return _trivial()
+
+
 def spec(*axes: Axis | None) -> P:
     """The layout of an activation with these logical axes."""
     return _spec(axes, _rules.get().used)
@@ -97,11 +102,28 @@ def take(table: jax.Array, ids: jax.Array, *axes: Axis | None) -> jax.Array:
     return table.at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=spec(*axes))
 
 
-def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes) -> Callable:
+def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes | tuple[Axes, ...]) -> Callable:
     """`function` run by each device on its own shard of arguments with these logical axes (None: whole everywhere)."""
     if _trivial():
         return function
-    return jax.shard_map(function, in_specs=tuple(spec(*a) if a else P() for a in in_axes), out_specs=spec(*out_axes))
+    several = any(isinstance(a, tuple) for a in out_axes)
+    out_specs = tuple(spec(*a) for a in out_axes) if several else spec(*out_axes)  # type: ignore
+    return jax.shard_map(function, in_specs=tuple(spec(*a) if a else P() for a in in_axes), out_specs=out_specs)
+
+
+def sum_over(x: jax.Array, axis: Axis) -> jax.Array:
+    """Inside `local`: the sum of what the devices have that each hold a part of this logical axis."""
+    axes = _held(axis)
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def devices(axis: Axis) -> int:
+    """How many devices share this logical axis."""
+    return math.prod(_sizes()[m] for m in _held(axis))
+
+
+def _held(axis: Axis) -> tuple[str, ...]:
+    return () if _trivial() else tuple(assign((axis,), _rules.get().used, _sizes())[0])
 
 
 def deal(x: jax.Array, hands: int) -> jax.Array:

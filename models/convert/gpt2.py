@@ -32,7 +32,7 @@ ACTIVATIONS = {
 
 RULES = (
     Rule("transformer.wte.weight", "embed/tokens", "v d -> v d"),
-    Rule("transformer.wpe.weight", "embed/positions", "t d -> t d"),
+    Rule("transformer.wpe.weight", "decoder/entry/positions", "t d -> t d"),
     Rule("transformer.h.{i}.ln_1.weight", "decoder/{layer}/mixer_norms/pre/scale", "d -> d"),
     Rule("transformer.h.{i}.ln_1.bias", "decoder/{layer}/mixer_norms/pre/bias", "d -> d"),
     Rule(
@@ -91,8 +91,10 @@ def config_from_hf(values: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         vocab_size=vocab_size,
         d_model=d_model,
-        embed=EmbedConfig(positions=LearnedPositions(length=length), dropout=embed_dropout),
-        decoder=StackConfig(pattern=(block,), repeats=layers, final_norm=norm),
+        embed=EmbedConfig(dropout=embed_dropout),
+        decoder=StackConfig(
+            pattern=(block,), repeats=layers, positions=LearnedPositions(length=length), final_norm=norm
+        ),
         head=HeadConfig(tied=tied),
         init=InitConfig(std=std, residual="depth"),
     )
@@ -102,7 +104,7 @@ def config_to_hf(config: TransformerConfig, length: int | None = None) -> dict:
     """`length` says nothing here: the table of positions does."""
     block = decoder(config, ARCHITECTURE)
     attention, norm = block.mixer, block.pre or NormConfig()
-    mlp, positions = block.mlp or MlpConfig(d_ff=1), config.embed.positions
+    mlp, positions = block.mlp or MlpConfig(d_ff=1), config.stack.positions
     theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
     return {
         "architectures": [ARCHITECTURE],

@@ -10,11 +10,12 @@ import numpy as np
 from flax import nnx
 
 from pretrain.errors import UserError, check
-from pretrain.models.cache import Cache, empty_cache
+from pretrain.models.cache import Cache, LayerCache, empty_cache
 from pretrain.models.config import LearnedPositions
 from pretrain.models.generate.config import Sampling
 from pretrain.models.generate.sample import logprobs, pick
 from pretrain.models.init import weight
+from pretrain.models.lora import merged
 from pretrain.models.transformer import Inputs, Transformer, unrolled
 
 SLOTS = 32
@@ -137,8 +138,9 @@ def _chunks(model, prompts, *, chunk, max_tokens, sampling, key, stop_tokens, ca
 @jax.jit
 def prepared(model: Transformer) -> Transformer:
     """The same function with what every step would do to its weights done once: layers apart, cast, gathered, fused."""
-    model = unrolled(model)
-    tables = (model.embed.tokens, model.embed.positions)
+    model = unrolled(merged(model))
+    tables = [model.embed.tokens, model.embed.types]
+    tables += [stack.entry.positions for stack in (model.encoder, model.decoder) if stack is not None]
     for _, param in nnx.iter_graph(model):
         if isinstance(param, nnx.Param):
             matrix = param.inputs is not None or any(param is t for t in tables)
@@ -208,8 +210,12 @@ def _grown(cache: Cache, length: int) -> Cache:
     def grow(x, axis):
         return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
-    layers = jax.tree.map(lambda x: grow(x, x.ndim - 2), cache.layers)
-    return Cache(layers=layers, segments_BS=grow(cache.segments_BS, 1), filled=cache.filled)
+    def grow_mixer(layer: LayerCache) -> LayerCache:
+        return replace(layer, mixer=jax.tree.map(lambda x: grow(x, x.ndim - 2), layer.mixer))
+
+    layers = jax.tree.map(grow_mixer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
+    positions_BS = None if cache.positions_BS is None else grow(cache.positions_BS, 1)
+    return replace(cache, layers=layers, segments_BS=grow(cache.segments_BS, 1), positions_BS=positions_BS)
 
 
 def _padded(prompts: Sequence[Sequence[int]]) -> Inputs:
@@ -243,7 +249,8 @@ def _cache_length(prompt: int, max_tokens: int, asked: int | None) -> int:
 
 
 def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-    config, positions = model.config, model.config.embed.positions
+    config = model.config
+    positions = config.stack.positions
     if config.decoder is None or config.encoder is not None:
         raise UserError("found a model with an encoder, expected a decoder alone; generate from a GPT or Llama")
     if max_tokens < 1:

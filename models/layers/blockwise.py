@@ -96,8 +96,12 @@ def _blocks(mask: Mask, q_length: int, kv_length: int, queries: int) -> Iterator
     """Each block of queries with the one range of keys it may see."""
     for start in range(0, q_length, queries):
         stop = min(start + queries, q_length)
-        last = min(kv_length, stop) if mask.causal else kv_length
-        first = 0 if mask.window is None else min(max(0, start - mask.window + 1), last)
+        first, last = 0, kv_length
+        if mask.causal and mask.kv_prefix_BS is None:
+            last = min(last, stop)
+        if mask.window is not None:
+            last = min(last, stop + mask.window - 1)
+            first = min(max(0, start - mask.window + 1), last)
         yield slice(start, stop), slice(first, last)
 
 
@@ -108,6 +112,7 @@ def _visible(mask: Mask, t: slice, s: slice, groups: int) -> jax.Array | None:
         kv_segments_BS=None if mask.kv_segments_BS is None else mask.kv_segments_BS[:, s],
         q_index_T=jnp.arange(t.start, t.stop),
         kv_index_S=jnp.arange(s.start, s.stop),
+        kv_prefix_BS=None if mask.kv_prefix_BS is None else mask.kv_prefix_BS[:, s],
         causal=mask.causal,
         window=mask.window,
     )

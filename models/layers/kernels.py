@@ -13,14 +13,15 @@ Implementation = Literal["auto", "reference", "blockwise"]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["q_segments_BT", "kv_segments_BS", "q_index_T", "kv_index_S"],
+    data_fields=["q_segments_BT", "kv_segments_BS", "q_index_T", "kv_index_S", "kv_prefix_BS"],
     meta_fields=["causal", "window"],
 )
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """Which keys a query sees: those of its segment, not ahead of it (`causal`), less than `window` behind it.
+    """Which keys a query sees: those of its segment, not ahead of it (`causal`), less than `window` away.
 
-    Segment 0 is padding: it sees nothing and nobody sees it. Both segment arrays or none.
+    Segment 0 is padding: it sees nothing and nobody sees it. Both segment arrays or none. `kv_prefix_BS` marks keys
+    that causality does not hide.
     An index is a place in the row or a slot of the cache; by default they count from 0.
     """
 
@@ -28,6 +29,7 @@ class Mask:
     kv_segments_BS: jax.Array | None = None
     q_index_T: jax.Array | None = None
     kv_index_S: jax.Array | None = None
+    kv_prefix_BS: jax.Array | None = None
     causal: bool = True
     window: int | None = None
 
@@ -37,8 +39,11 @@ class Mask:
         if self.causal or self.window is not None:
             q_T1 = (jnp.arange(q_length) if self.q_index_T is None else self.q_index_T)[:, None]
             kv_1S = (jnp.arange(kv_length) if self.kv_index_S is None else self.kv_index_S)[None, :]
-            seen += [(kv_1S <= q_T1)[None]] if self.causal else []
-            seen += [(kv_1S > q_T1 - self.window)[None]] if self.window is not None else []
+            if self.causal:
+                past_1TS = (kv_1S <= q_T1)[None]
+                seen.append(past_1TS if self.kv_prefix_BS is None else past_1TS | (self.kv_prefix_BS != 0)[:, None])
+            if self.window is not None:
+                seen.append((jnp.abs(kv_1S - q_T1) < self.window)[None])
         if (self.q_segments_BT is None) != (self.kv_segments_BS is None):
             raise ValueError("found segments of queries or of keys only; a mask takes both or none")
         if self.q_segments_BT is not None:
@@ -50,40 +55,63 @@ class Mask:
 def attention(
     q_BTKGH: jax.Array,
     k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    v_BSKV: jax.Array,
     *,
     mask: Mask,
     scale: float,
     softcap: float | None = None,
+    bias_KGTS: jax.Array | None = None,
+    sinks_KG: jax.Array | None = None,
     implementation: Implementation = "auto",
 ) -> jax.Array:
-    """o_BTKGH, softmax(softcap * tanh(scale * q k / softcap)) v over the visible keys; 0 where a query sees no key.
+    """o_BTKGV, softmax(softcap * tanh(scale * q k / softcap) + bias) v over the visible keys; 0 where a query sees no
+    key.
 
-    `softcap` as in Gemma 2 (arXiv:2408.00118, section 2). "auto" picks by platform and shape, never by values.
+    `softcap` as in Gemma 2 (arXiv:2408.00118, section 2). `sinks`: a logit more in each softmax, whose weight is lost
+    (gpt-oss). "auto" picks by platform and shape, never by values.
     """
     from pretrain.models.layers.blockwise import blockwise_attention, fits
 
+    plain = bias_KGTS is None and sinks_KG is None and k_BSKH.shape == v_BSKV.shape
     if implementation == "auto":
         on_cpu = jax.default_backend() == "cpu"
-        implementation = "blockwise" if on_cpu and fits(mask) else "reference"
-    kernel = blockwise_attention if implementation == "blockwise" else reference_attention
-    return kernel(q_BTKGH, k_BSKH, v_BSKH, mask=mask, scale=scale, softcap=softcap)
+        implementation = "blockwise" if on_cpu and plain and fits(mask) else "reference"
+    if implementation == "blockwise":
+        if not plain:
+            raise ValueError("found biases, sinks or values of another width; blocks have none: use the reference")
+        return blockwise_attention(q_BTKGH, k_BSKH, v_BSKV, mask=mask, scale=scale, softcap=softcap)
+    extra = {"bias_KGTS": bias_KGTS, "sinks_KG": sinks_KG}
+    return reference_attention(q_BTKGH, k_BSKH, v_BSKV, mask=mask, scale=scale, softcap=softcap, **extra)
 
 
 def reference_attention(
-    q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, mask: Mask, scale: float, softcap: float | None = None
+    q_BTKGH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKV: jax.Array,
+    *,
+    mask: Mask,
+    scale: float,
+    softcap: float | None = None,
+    bias_KGTS: jax.Array | None = None,
+    sinks_KG: jax.Array | None = None,
 ) -> jax.Array:
     """The definition, logits and softmax in f32: judge of every other implementation, and what decoding uses."""
     logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
+    if bias_KGTS is not None:
+        logits_BKGTS = logits_BKGTS + bias_KGTS
     visible = mask.visible(q_BTKGH.shape[1], k_BSKH.shape[1])
     if visible is not None:
         visible = visible[:, None, None]
         # Finite, so that a row which sees nothing stays finite backwards too; the second select makes it 0.
         logits_BKGTS = jnp.where(visible, logits_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+    if sinks_KG is None:
+        weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+    else:
+        sinks = jnp.broadcast_to(sinks_KG[:, :, None, None], (*logits_BKGTS.shape[:-1], 1))
+        weights_BKGTS = jax.nn.softmax(jnp.concatenate([logits_BKGTS, sinks], axis=-1), axis=-1)[..., :-1]
     if visible is not None:
         weights_BKGTS = jnp.where(visible, weights_BKGTS, 0.0)
-    o_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH)
-    return checkpoint_name(o_BTKGH, "attention")
+    o_BTKGV = jnp.einsum("BKGTS,BSKV->BTKGV", weights_BKGTS.astype(v_BSKV.dtype), v_BSKV)
+    return checkpoint_name(o_BTKGV, "attention")

@@ -14,8 +14,11 @@ from pretrain.sharding import place
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016, section 2
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021
+    "tanh": jnp.tanh,
 }
 HIDDEN = ("batch", "length", "mlp")
 
@@ -34,13 +37,11 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x_BTD = place.constrain(x_BTD, "batch", "length", "features")
-        activate = ACTIVATIONS[self.config.activation]
         up_BTF, gate_BTF = self._products(x_BTD)
         up_BTF = checkpoint_name(_biased(up_BTF, self.up_bias), "mlp_up")
-        if gate_BTF is None:
-            hidden_BTF = activate(up_BTF)
-        else:
-            hidden_BTF = activate(checkpoint_name(_biased(gate_BTF, self.gate_bias), "mlp_gate")) * up_BTF
+        if gate_BTF is not None:
+            gate_BTF = checkpoint_name(_biased(gate_BTF, self.gate_bias), "mlp_gate")
+        hidden_BTF = activate(self.config, up_BTF, gate_BTF)
         y_BTD = place.project(hidden_BTF, weight(self.down, x_BTD.dtype), "batch", "sequence", "features")
         if self.down_bias is not None:
             y_BTD = y_BTD + weight(self.down_bias, y_BTD.dtype)
@@ -49,8 +50,9 @@ class Mlp(nnx.Module):
     def fuse(self) -> None:
         """Both wide matrices become one product, for decoding on one device."""
         if self.gate is not None:
+            kernels = [weight(p, p[...].dtype) for p in (self.up, self.gate)]
             self.fused = nnx.Param(
-                jnp.concatenate([self.up[...], self.gate[...]], axis=1), axes=("embed", None), inputs=1
+                jnp.concatenate(kernels, axis=1), axes=("embed", None), inputs=1, maps=0, sign_rate=None
             )
             self.up = self.gate = None
 
@@ -61,6 +63,16 @@ class Mlp(nnx.Module):
             return up_BTF, gate_BTF
         up_BTF = place.project(x_BTD, weight(self.up, x_BTD.dtype), *HIDDEN)
         return up_BTF, None if self.gate is None else place.project(x_BTD, weight(self.gate, x_BTD.dtype), *HIDDEN)
+
+
+def activate(config: MlpConfig, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """What the last matrix reads."""
+    function = ACTIVATIONS[config.activation]
+    if gate is None:
+        return function(up)
+    if config.clamp is not None:
+        up, gate = jnp.clip(up, -config.clamp, config.clamp), jnp.minimum(gate, config.clamp)
+    return function(gate) * (up + config.up_offset if config.up_offset else up)
 
 
 def _biased(y: jax.Array, bias: nnx.Param | None) -> jax.Array:

@@ -78,7 +78,7 @@ def lines() -> Iterator[str]:
 
 def context(ids: list[int], config, max_tokens: int) -> list[int]:
     """The last tokens that leave room for new ones, where positions are a table."""
-    room = getattr(config.embed.positions, "length", None)
+    room = getattr(config.stack.positions, "length", None)
     return ids if room is None else ids[-max(1, room - max_tokens) :]
 
 

@@ -22,7 +22,7 @@ def model_of(config: presets.Preset) -> TransformerConfig:
 def length_of(config: presets.Preset) -> int:
     if isinstance(config, RunConfig):
         return config.data.sequence_length
-    positions = config.embed.positions
+    positions = config.stack.positions
     return positions.length if isinstance(positions, LearnedPositions) else DEFAULT_LENGTH
 
 

@@ -1,5 +1,6 @@
 """From an OptimizerConfig and the names of the parameters to an optax transformation."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -7,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pretrain.errors import UserError
 from pretrain.optimizer.config import Group, Muon, OptimizerConfig
-from pretrain.optimizer.groups import assign, listed
+from pretrain.optimizer.groups import assign
 from pretrain.optimizer.muon import MatrixAxes
 from pretrain.optimizer.rules import Rule, Slots, rule
 from pretrain.optimizer.schedules import learning_rate
@@ -31,21 +31,25 @@ class _Leaf(NamedTuple):
     group: Group
     rule: Rule | None
     """None: frozen."""
+    sign_rate: float | None
 
 
-def build(config: OptimizerConfig, names: Any, matrix_axes: Any, total_steps: int) -> optax.GradientTransformation:
+def build(
+    config: OptimizerConfig, names: Any, matrix_axes: Any, total_steps: int, sign_rates: Any = None
+) -> optax.GradientTransformation:
     """The whole update: clipping, groups, directions, decoupled decay and rate, f32 in and out of any dtype.
 
     `names` and `matrix_axes` have the structure of the parameters, with a path and a `MatrixAxes` (or its tuple; None
     for what is not a matrix) at every leaf. `update` needs `params` and returns what `optax.apply_updates` adds; the
-    state it returns says which gradient norm and learning rate it saw.
+    state it returns says which gradient norm and learning rate it saw. `sign_rates`: of parameters that move by so much
+    against the sign of their gradient, whatever the config says (a router's balancing bias); None at all others.
 
     Raises:
-        UserError: A parameter without a group, a group without a parameter, Muon for what is not a matrix, or a
-            schedule that does not fit into `total_steps`.
+        UserError: A parameter without a group, a group without a parameter, or a schedule that does not fit into
+            `total_steps`.
     """
     learning_rate(config, 0, total_steps)
-    leaves = _leaves(config, names, matrix_axes)
+    leaves = _leaves(config, names, matrix_axes, sign_rates)
 
     def init(params):
         slots = {leaf.name: leaf.rule.init(p) for leaf, p in zip(leaves, _flat(params, leaves)) if leaf.rule}
@@ -59,6 +63,9 @@ def build(config: OptimizerConfig, names: Any, matrix_axes: Any, total_steps: in
         step = state.step + 1
         moves, slots = [], {}
         for leaf, grad, param in zip(leaves, grads, _flat(params, leaves)):
+            if leaf.sign_rate is not None:
+                moves.append((-leaf.sign_rate * jnp.sign(grad)).astype(param.dtype))
+                continue
             if not leaf.rule:
                 moves.append(jnp.zeros_like(param))
                 continue
@@ -74,20 +81,21 @@ def build(config: OptimizerConfig, names: Any, matrix_axes: Any, total_steps: in
     return optax.GradientTransformation(init, update)
 
 
-def _leaves(config: OptimizerConfig, names: Any, matrix_axes: Any) -> list[_Leaf]:
+def _leaves(config: OptimizerConfig, names: Any, matrix_axes: Any, sign_rates: Any) -> list[_Leaf]:
     flat, structure = jax.tree.flatten(names)
     if len(set(flat)) != len(flat):
         raise ValueError("two parameters have the same name")
     axes = [None if a is None else MatrixAxes(*a) for a in structure.flatten_up_to(matrix_axes)]
-    groups = assign(config.groups, flat)
-    kinds = [group.kind or config.kind for group in groups]
-    vectors = [n for n, g, k, a in zip(flat, groups, kinds, axes) if isinstance(k, Muon) and a is None and not g.frozen]
-    if vectors:
-        raise UserError(
-            f"{listed(vectors)} are no matrices, but their optimizer.groups give them to Muon; "
-            "expected another kind, use MUON_GROUPS or a group with kind=AdamW()"
-        )
-    return [_Leaf(n, g, None if g.frozen else rule(k, a)) for n, g, k, a in zip(flat, groups, kinds, axes)]
+    rates = [None] * len(flat) if sign_rates is None else structure.flatten_up_to(sign_rates)
+    groups = iter(assign(config.groups, [name for name, rate in zip(flat, rates) if rate is None]))
+    leaves = []
+    for name, a, rate in zip(flat, axes, rates):
+        group = Group(pattern="", frozen=True) if rate is not None else next(groups)
+        kind = group.kind or config.kind
+        if isinstance(kind, Muon) and (a is None or re.search(kind.tables, name)):
+            kind = kind.rest
+        leaves.append(_Leaf(name, group, None if group.frozen else rule(kind, a), rate))
+    return leaves
 
 
 def _flat(tree: Any, leaves: list[_Leaf]) -> list[jax.Array]:

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from pretrain.cli import main
 from pretrain.cli.chat import context, typed
-from pretrain.models.config import EmbedConfig, LearnedPositions, TransformerConfig
+from pretrain.models.config import LearnedPositions, StackConfig, TransformerConfig
 from pretrain.sharding.processes import Processes
 from tests.cli.conftest import tiny
 
@@ -62,7 +62,9 @@ def stand_in(monkeypatch, world):
 
 @pytest.fixture
 def opened():
-    model = types.SimpleNamespace(config=TransformerConfig(vocab_size=9, d_model=4))
+    model = types.SimpleNamespace(
+        config=TransformerConfig(vocab_size=9, d_model=4, decoder=StackConfig(pattern=(), repeats=0))
+    )
     return types.SimpleNamespace(model=model, tokenizer=Letters(), config=tiny(), step=7, path="runs/begun")
 
 
@@ -161,10 +163,11 @@ def test_chat_ends_with_its_input(decoding, monkeypatch):
 
 
 def test_a_long_chat_keeps_its_end_where_positions_are_a_table():
-    config = TransformerConfig(vocab_size=9, d_model=4, embed=EmbedConfig(positions=LearnedPositions(length=8)))
+    stack = StackConfig(pattern=(), repeats=0, positions=LearnedPositions(length=8))
+    config = TransformerConfig(vocab_size=9, d_model=4, decoder=stack)
     assert context([1, 2, 3, 4, 5, 6], config, max_tokens=5) == [4, 5, 6]
     assert context([1, 2], config, max_tokens=99) == [2]
-    assert context([1, 2, 3], TransformerConfig(vocab_size=9, d_model=4), max_tokens=99) == [1, 2, 3]
+    assert context([1, 2, 3], replace(config, decoder=replace(stack, positions=None)), max_tokens=99) == [1, 2, 3]
 
 
 def test_half_a_character_waits_for_its_other_half(capsys):

@@ -25,7 +25,7 @@ FAMILIES = {
     "llama": LLAMA,
     "gpt2": GPT2,
     "gpt3": gpt2.gpt2(vocab_size=64, d_model=32, layers=4, heads=4, length=16, window=3),
-    "sinusoidal": replace(GPT2, embed=replace(GPT2.embed, positions=SinusoidalPositions())),
+    "sinusoidal": replace(GPT2, decoder=replace(GPT2.decoder, positions=SinusoidalPositions())),
     "tied": llama.llama(vocab_size=64, d_model=32, layers=2, heads=4, d_ff=48, tied=True),
     "biased": llama.llama(vocab_size=64, d_model=32, layers=2, heads=4, d_ff=48, attention_bias=True, mlp_bias=True),
 }

@@ -12,16 +12,24 @@ from flax import nnx
 from pretrain.configs import gpt2, gpt3, llama
 from pretrain.models import accounting, tree
 from pretrain.models.config import (
+    AheadConfig,
     AttentionConfig,
     BlockConfig,
     EmbedConfig,
+    GeneratorConfig,
     HeadConfig,
     LearnedPositions,
+    MlaConfig,
     MlpConfig,
+    MoeConfig,
     NormConfig,
+    RelativeBias,
     Remat,
     Rope,
+    RouterConfig,
     StackConfig,
+    TaskConfig,
+    TransformConfig,
     TransformerConfig,
 )
 from pretrain.models.layers import kernels
@@ -59,6 +67,13 @@ def decoder(*blocks: BlockConfig, **changes) -> TransformerConfig:
     return transformer(decoder=StackConfig(**{"pattern": blocks, "repeats": 2, **changes}))
 
 
+EXPERT = MlpConfig(d_ff=14)
+MIXTURE = MoeConfig(experts=6, router=RouterConfig(top_k=2), expert=EXPERT, shared=MlpConfig(d_ff=10))
+BIASED_MIXTURE = replace(
+    MIXTURE, router=RouterConfig(top_k=3, bias=True, balance_rate=0.1), expert=replace(EXPERT, bias=True)
+)
+LATENT = MlaConfig(heads=3, query_rank=8, kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5)
+POOLED = TaskConfig(name="b", pool="mean")
 BIASED = replace(ATTENTION, bias=True, out_bias=True)
 CROSS = replace(BLOCK, cross=replace(ATTENTION, heads=4, kv_heads=4, causal=False, window=None, position=None))
 ENCODER = StackConfig(pattern=(replace(BLOCK, mixer=replace(ATTENTION, causal=False)),), repeats=2, embed_norm=LAYER)
@@ -70,9 +85,36 @@ ODD = {
     "biases without a gate": decoder(replace(BLOCK, mixer=BIASED, mlp=MlpConfig(d_ff=20, bias=True, gated=False))),
     "norms of query and key": decoder(replace(BLOCK, mixer=replace(ATTENTION, qk_norm=LAYER))),
     "every norm slot": decoder(replace(BLOCK, pre=RMS, branch=LAYER, residual=RMS)),
-    "parallel branches": decoder(replace(BLOCK, parallel=True)),
+    "parallel branches": decoder(replace(BLOCK, parallel="one_norm")),
     "a tied head with a bias": transformer(head=HeadConfig(tied=True, bias=True)),
-    "learned positions": transformer(embed=EmbedConfig(positions=LearnedPositions(length=33))),
+    "parallel branches with two norms": decoder(replace(BLOCK, parallel="two_norms")),
+    "a bare first mixer": decoder(prefix=(replace(BLOCK, mixer_pre=False),)),
+    "learned positions with an offset": decoder(BLOCK, positions=LearnedPositions(length=33, offset=2)),
+    "types and narrow embeddings": transformer(
+        embed=EmbedConfig(types=2, width=20),
+        decoder=None,
+        encoder=replace(ENCODER, positions=LearnedPositions(length=9)),
+        head=HeadConfig(tied=True, bias=True, transform=TransformConfig(bias=False)),
+    ),
+    "tasks and no head": transformer(head=None, tasks=(TaskConfig(name="a", labels=3, hidden="tanh"), POOLED)),
+    "a mixture of experts": decoder(BLOCK, replace(BLOCK, mlp=MIXTURE)),
+    "a biased mixture": decoder(replace(BLOCK, mlp=BIASED_MIXTURE)),
+    "latent attention": decoder(replace(BLOCK, mixer=LATENT), replace(BLOCK, mixer=replace(LATENT, query_rank=None))),
+    "biased latent attention": decoder(replace(BLOCK, mixer=replace(LATENT, bias=True))),
+    "norms over all heads": decoder(replace(BLOCK, mixer=replace(ATTENTION, qk_norm=RMS, qk_norm_over="all"))),
+    "norms without scales": decoder(replace(BLOCK, mixer=replace(ATTENTION, qk_norm=NormConfig(scale="none")))),
+    "sinks": decoder(replace(BLOCK, mixer=replace(ATTENTION, sinks=True))),
+    "relative biases of the stack": decoder(replace(BLOCK, mixer=replace(ATTENTION, position=RelativeBias()))),
+    "relative biases of each layer": decoder(
+        replace(BLOCK, mixer=replace(ATTENTION, position=RelativeBias(shared=False)))
+    ),
+    "modules that look ahead": transformer(ahead=AheadConfig(depth=2, block=BLOCK)),
+    "a generator": transformer(
+        decoder=None,
+        encoder=ENCODER,
+        head=None,
+        generator=GeneratorConfig(d_model=12, encoder=ENCODER, head=HeadConfig(tied=True, transform=TransformConfig())),
+    ),
     "no repeats": decoder(BLOCK, repeats=0, prefix=(BLOCK,)),
     "an encoder alone": transformer(encoder=ENCODER, decoder=None),
     "an encoder and a decoder": transformer(encoder=ENCODER, decoder=StackConfig(pattern=(CROSS,), repeats=2)),
@@ -137,7 +179,8 @@ def step_flops(config: TransformerConfig, rows: int, length: int) -> int:
     tokens = jnp.zeros((rows, length), jnp.int32)
 
     def loss(model):
-        return model.logits(model(Inputs(tokens=tokens)).hidden_BTD).sum()
+        inputs = Inputs(tokens=tokens, encoder=Inputs(tokens=tokens) if config.encoder and config.decoder else None)
+        return model.logits(model(inputs).hidden_BTD).sum()
 
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     return dot_flops(jax.make_jaxpr(jax.grad(loss))(model).jaxpr)
@@ -192,10 +235,11 @@ def test_every_tensor_that_remat_can_name_has_a_size():
     assert set(TENSORS) == set(accounting.tensors(BLOCK, 36))
 
 
-def test_the_cache_of_a_token_is_what_an_empty_cache_allocates():
+@pytest.mark.parametrize("name", ["a prefix, a suffix and two kinds of layers", "latent attention"])
+def test_the_cache_of_a_token_is_what_an_empty_cache_allocates(name):
     from pretrain.models.cache import empty_cache
 
-    config = ODD["a prefix, a suffix and two kinds of layers"]
+    config = ODD[name]
     layers = jax.eval_shape(lambda: empty_cache(config, 1, 1, jnp.bfloat16).layers)
     assert accounting.cache_bytes_per_token(config) == sum(2 * math.prod(x.shape) for x in jax.tree.leaves(layers))
 

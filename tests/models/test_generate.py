@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_said_before_the_first_step(model, change, message)
 
 def test_learned_positions_end_where_their_table_ends():
     config = CONFIGS["gpt2"]
-    model = made(replace(config, embed=replace(config.embed, positions=LearnedPositions(length=10))))
+    model = made(replace(config, decoder=replace(config.decoder, positions=LearnedPositions(length=10))))
     assert len(greedy(model, [[1, 2, 3]], max_tokens=7).tokens[0]) == 7
     with pytest.raises(UserError, match="found a prompt of 3 tokens and max_tokens=8, expected at most 10 together"):
         greedy(model, [[1, 2, 3]], max_tokens=8)

@@ -52,7 +52,7 @@ def by_hand(q, k, v, mask, scale, softcap):
         seen = []
         for j in range(k.shape[1]):
             same = segments is None or segments[b, t] == segments[b, j] != 0
-            near = mask.window is None or t - mask.window < j
+            near = mask.window is None or abs(t - j) < mask.window
             seen += [j] if same and near and (j <= t or not mask.causal) else []
         if seen:
             x = k[b, seen, h] @ q[b, t, h, g] * scale

@@ -347,7 +347,7 @@ def test_a_model_over_eight_devices_is_read_and_written_bit_by_bit(tmp_path):
 
 def test_numbers_too_large_for_the_type_are_not_exported(models, tmp_path):
     model = nnx.clone(models["gpt2"])
-    model.embed.positions[...] = model.embed.positions[...].at[0, 0].set(1e6)
+    model.decoder.entry.positions[...] = model.decoder.entry.positions[...].at[0, 0].set(1e6)
     with pytest.raises(UserError) as error:
         convert.save(model, tmp_path, dtype="float16")
     assert error.value.problems == (

@@ -1,0 +1,188 @@
+"""A mixture of experts: a router sends each token to a few of many MLPs (Shazeer et al. 2017).
+
+N = tokens of one device, n = (token, choice) pairs sorted by expert.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from pretrain.models.config import MoeConfig, RouterConfig
+from pretrain.models.init import Init, weight
+from pretrain.models.layers.mlp import Mlp, activate
+from pretrain.sharding import place
+
+READ = ("batch", "length", "features")
+CHOICE = ("batch", "length", None)
+Losses = dict[str, jax.Array]
+
+
+class Moe(nnx.Module):
+    def __init__(self, config: MoeConfig, d_model: int, init: Init):
+        e, E, wide, narrow = config.expert, config.experts, ("mlp", config.expert.d_ff), ("embed", d_model)
+        router = config.router
+        self.config = config
+        self.router = init.matrix(narrow, (None, E))
+        self.router_bias = init.vector(0.0, (None, E)) if router.bias else None
+        rate = router.balance_rate
+        self.balance = None if rate is None else init.vector(0.0, (None, E), sign_rate=rate)
+        self.up = init.matrix(narrow, wide, experts=E)
+        self.gate = init.matrix(narrow, wide, experts=E) if e.gated else None
+        self.down = init.matrix(wide, narrow, experts=E, residual=True)
+        self.up_bias = init.vector(0.0, ("expert", E), wide) if e.bias else None
+        self.gate_bias = init.vector(0.0, ("expert", E), wide) if e.bias and e.gated else None
+        self.down_bias = init.vector(0.0, ("expert", E), ("features", d_model)) if e.bias else None
+        self.shared = Mlp(config.shared, d_model, init) if config.shared else None
+
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, Losses]:
+        """(y_BTD, losses): each loss a mean over the tokens that are not padding, times its weight."""
+        c, dtype = self.config, x_BTD.dtype
+        x_BTD = place.constrain(x_BTD, *READ)
+        there_BT = jnp.ones(x_BTD.shape[:2], bool) if segments_BT is None else segments_BT != 0
+        logits_BTE = place.project(
+            x_BTD.astype(jnp.float32), weight(self.router, jnp.float32), *CHOICE, dtype=jnp.float32
+        )
+        if self.router_bias is not None:
+            logits_BTE = logits_BTE + weight(self.router_bias, jnp.float32)
+        balance_E = None if self.balance is None else weight(self.balance, jnp.float32)
+        routed = place.local(lambda x, b: route(c.router, x, b), (CHOICE, (None,)), (CHOICE, CHOICE))
+        weights_BTK, ids_BTK = routed(logits_BTE, balance_E)
+        wide, narrow = (None, None, "mlp"), (None, "mlp", None)
+        parameters = {
+            "up": (self.up, wide),
+            "gate": (self.gate, wide),
+            "down": (self.down, narrow),
+            "up_bias": (self.up_bias, (None, "mlp")),
+            "gate_bias": (self.gate_bias, (None, "mlp")),
+            "down_bias": (self.down_bias, (None, None)),
+        }
+        have = {name: (weight(p, dtype), axes) for name, (p, axes) in parameters.items() if p is not None}
+
+        def experts(x, weights, ids, there, *arrays):
+            w = dict(zip(have, arrays, strict=True))
+            visit = _everyone if c.capacity is None else _up_to_capacity
+            return place.sum_over(visit(c, x, weights.astype(dtype), ids, there, w), "mlp")
+
+        axes = (READ, CHOICE, CHOICE, ("batch", "length"), *(axes for _, axes in have.values()))
+        arrays = [array for array, _ in have.values()]
+        y_BTD = place.local(experts, axes, READ)(x_BTD, weights_BTK, ids_BTK, there_BT, *arrays)
+        y_BTD = checkpoint_name(place.constrain(y_BTD, "batch", "sequence", "features"), "mlp_down")
+        if self.shared is not None:
+            y_BTD = y_BTD + self.shared(x_BTD)
+        return y_BTD, losses(c, logits_BTE, ids_BTK, there_BT, balance_E)
+
+    def fuse(self) -> None:
+        if self.shared is not None:
+            self.shared.fuse()
+
+
+def route(c: RouterConfig, logits_NE: jax.Array, balance_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """(weights, experts), [..., top_k] each."""
+    scores = jax.nn.softmax(logits_NE, axis=-1) if c.score == "softmax" else jax.nn.sigmoid(logits_NE)
+    choice = scores if balance_E is None else scores + jax.lax.stop_gradient(balance_E)
+    if c.groups > 1:
+        grouped = choice.reshape(*choice.shape[:-1], c.groups, -1)
+        best = jax.lax.top_k(grouped, 1 if c.group_score == "max" else min(2, grouped.shape[-1]))[0].sum(-1)
+        _, kept = jax.lax.top_k(best, c.top_groups)
+        open_ = jnp.any(kept[..., None] == jnp.arange(c.groups), axis=-2)
+        choice = jnp.where(open_[..., None], grouped, -jnp.inf).reshape(choice.shape)
+    _, ids = jax.lax.top_k(choice, c.top_k)
+    weights = jnp.take_along_axis(scores, ids, axis=-1)
+    if c.normalise:
+        weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
+    return weights * c.scale, ids
+
+
+def losses(c: MoeConfig, logits_BTE, ids_BTK, there_BT, balance_E) -> Losses:
+    """Of one layer; see `RouterConfig`. "_balance" is 0, its gradient what the balancing bias is moved by."""
+    router, E = c.router, c.experts
+    there_BT1 = there_BT[..., None].astype(jnp.float32)
+    tokens = jnp.maximum(jnp.sum(there_BT1), 1)
+    out: Losses = {}
+    if router.balance_loss or balance_E is not None:
+        hot_BTKE = (ids_BTK[..., None] == jnp.arange(E)) * there_BT1[..., None]
+        share_E = jnp.sum(hot_BTKE, axis=(0, 1, 2)) / (tokens * router.top_k)
+        if router.balance_loss:
+            scores = jax.nn.softmax(logits_BTE, axis=-1)
+            if router.score == "sigmoid":
+                scores = jax.nn.sigmoid(logits_BTE)
+                scores = scores / jnp.sum(scores, axis=-1, keepdims=True)
+            mean_E = jnp.sum(scores * there_BT1, axis=(0, 1)) / tokens
+            out["balance"] = router.balance_loss * E * jnp.sum(share_E * mean_E)
+        if balance_E is not None:
+            out["_balance"] = _against(balance_E, share_E - 1 / E)
+    if router.z_loss:
+        z_BT = jax.nn.logsumexp(logits_BTE, axis=-1)
+        out["router_z"] = router.z_loss * jnp.sum(jnp.square(z_BT) * there_BT) / tokens
+    return out
+
+
+@jax.custom_vjp
+def _against(balance_E: jax.Array, excess_E: jax.Array) -> jax.Array:
+    """0, with the gradient `excess_E`: descending it moves the bias against the load."""
+    return jnp.zeros((), balance_E.dtype)
+
+
+_against.defvjp(lambda b, excess: (_against(b, excess), excess), lambda excess, g: (g * excess, None))
+
+
+def _mlp(c: MoeConfig, w: dict, product, biased) -> jax.Array:
+    """An expert's work: `product(kernel, x or None)` and `biased(y, name)` say how experts and tokens meet."""
+    up = checkpoint_name(biased(product(w["up"], None), "up_bias"), "mlp_up")
+    gate = None
+    if c.expert.gated:
+        gate = checkpoint_name(biased(product(w["gate"], None), "gate_bias"), "mlp_gate")
+    return product(w["down"], activate(c.expert, up, gate))
+
+
+def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Array:
+    """No token is dropped: pairs sorted by expert, one grouped product for each matrix."""
+    k, D = c.router.top_k, x_BTD.shape[-1]
+    x_ND, ids_n, weights_n = x_BTD.reshape(-1, D), ids_BTK.reshape(-1), weights_BTK.reshape(-1)
+    order_n = jnp.argsort(ids_n, stable=True)
+    x_nD, weights_n1, expert_n = x_ND[order_n // k], weights_n[order_n][:, None], ids_n[order_n]
+    sizes_E = jnp.sum(ids_n[:, None] == jnp.arange(c.experts), axis=0, dtype=jnp.int32)
+    if c.router.on_input:
+        x_nD = x_nD * weights_n1
+
+    def product(kernel, h):
+        return jax.lax.ragged_dot(x_nD if h is None else h, kernel, sizes_E)
+
+    def biased(y, name):
+        return y + w[name][expert_n] if name in w else y
+
+    y_nD = _mlp(c, w, product, biased)
+    y_nD = y_nD if c.router.on_input else y_nD * weights_n1
+    if "down_bias" in w:  # once, not by every device that holds a slice of the experts
+        bias_nD = w["down_bias"][expert_n] / place.devices("mlp")
+        y_nD = y_nD + (bias_nD if c.router.on_input else bias_nD * weights_n1)
+    back_n = jnp.argsort(order_n)
+    return jnp.sum(y_nD[back_n].reshape(-1, k, D), axis=1).reshape(x_BTD.shape)
+
+
+def _up_to_capacity(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Array:
+    """Each expert takes so many tokens of a row, first choices first; others pass by (Lepikhin et al. 2020, GShard)."""
+    B, T, k = ids_BTK.shape
+    E, C = c.experts, min(T, math.ceil(T * k / c.experts * (c.capacity or 1)))
+    hot_BkTE = (ids_BTK.swapaxes(1, 2)[..., None] == jnp.arange(E)) & there_BT[:, None, :, None]
+    before = jnp.cumsum(hot_BkTE.reshape(B, k * T, E), axis=1).reshape(B, k, T, E) - 1
+    place_BTK = jnp.sum(jnp.where(hot_BkTE, before, 0), axis=-1).swapaxes(1, 2)
+    seat_BTKC = (place_BTK[..., None] == jnp.arange(C)) & there_BT[..., None, None]
+    taken_BTKEC = (hot_BkTE.transpose(0, 2, 1, 3)[..., None] & seat_BTKC[:, :, :, None]).astype(x_BTD.dtype)
+    send_BTEC = jnp.sum(taken_BTKEC, axis=2)
+    bring_BTEC = jnp.einsum("BTKEC,BTK->BTEC", taken_BTKEC, weights_BTK)
+    x_BECD = jnp.einsum("BTEC,BTD->BECD", bring_BTEC if c.router.on_input else send_BTEC, x_BTD)
+
+    def product(kernel, h):
+        return jnp.einsum("BECI,EIO->BECO", x_BECD if h is None else h, kernel)
+
+    def biased(y, name):
+        return y + w[name][:, None] if name in w else y
+
+    y_BECD = _mlp(c, w, product, biased)
+    if "down_bias" in w:
+        y_BECD = y_BECD + w["down_bias"][:, None] / place.devices("mlp")
+    return jnp.einsum("BECD,BTEC->BTD", y_BECD, send_BTEC if c.router.on_input else bring_BTEC)
