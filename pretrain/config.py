@@ -5,7 +5,7 @@ from typing import Literal
 
 from pretrain.data.config import DataConfig
 from pretrain.errors import check
-from pretrain.models.config import TransformerConfig
+from pretrain.models.config import MoeConfig, TransformerConfig
 from pretrain.optimizer.config import OptimizerConfig
 from pretrain.sharding.mesh import MeshConfig
 from pretrain.sharding.rules import AxisRules
@@ -175,8 +175,9 @@ def _check_mesh(config: RunConfig, devices: int) -> None:
         tensor = shape["tensor"]
         sizes = {"vocab_size": config.model.vocab_size, "data.sequence_length": config.data.sequence_length}
         for i, block in enumerate(config.model.stack.blocks):
-            sizes.setdefault("kv_heads", block.mixer.kv_heads)
-            sizes.setdefault("d_ff", block.mlp.d_ff if block.mlp else tensor)
+            sizes.setdefault("kv_heads", getattr(block.mixer, "kv_heads", block.mixer.heads))
+            mlp = block.mlp.expert if isinstance(block.mlp, MoeConfig) else block.mlp
+            sizes.setdefault("d_ff", mlp.d_ff if mlp else tensor)
             if i > 8:
                 break
         problems += [
