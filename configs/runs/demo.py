@@ -3,7 +3,7 @@
 from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, RunConfig
 from pretrain.configs.llama import llama
 from pretrain.data.config import CorpusConfig, DataConfig, StandardLibrary, TrainSentencePiece
-from pretrain.optimizer.config import MUON_GROUPS, WSD, DecayFraction, Muon, OptimizerConfig
+from pretrain.optimizer.config import WSD, DecayFraction, Muon, OptimizerConfig
 
 
 def run() -> RunConfig:
@@ -19,7 +19,6 @@ def run() -> RunConfig:
         ),
         optimizer=OptimizerConfig(
             kind=Muon(),
-            groups=MUON_GROUPS,
             peak_lr=3e-3,
             schedule=WSD(warmup_steps=5, decay=DecayFraction(fraction=0.3)),
         ),

@@ -90,9 +90,13 @@ class Lion:
         return (_is_decay("b1", self.b1), _is_decay("b2", self.b2))
 
 
+TABLES = r"(^|/)(embed|head|positions?)(/|$)"
+"""Embeddings, head and positions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Muon:
-    """Momentum made orthogonal by Newton-Schulz (Jordan 2024). For matrices: see MUON_GROUPS for all else."""
+    """Momentum made orthogonal by Newton-Schulz (Jordan 2024) for matrices, AdamW for all else, with one rate."""
 
     momentum: float = 0.95
     nesterov: bool = True
@@ -103,11 +107,16 @@ class Muon:
     iteration_dtype: StateDtype = "float32"
     """Of the matrix products; bfloat16 is Jordan's choice on accelerators."""
     first_dtype: StateDtype = "float32"
+    rest: AdamW = AdamW()
+    """For vectors, and for the matrices that `tables` names."""
+    tables: str = TABLES
+    """A regular expression, as of a group: matrices that are looked up (Jordan 2024; Moonlight, section 2.2)."""
 
     def checks(self) -> Checks:
         return (
             _is_decay("momentum", self.momentum),
             (self.iterations > 0, f"iterations={self.iterations}: expected at least 1; 5 is usual"),
+            (_compiles(self.tables), f"tables={self.tables!r} is no regular expression; escape with a backslash"),
         )
 
 
@@ -255,20 +264,12 @@ def _compiles(pattern: str) -> bool:
 
 VECTORS = r"(^|/)(scale|bias|sinks|\w+_bias|\w*norm\w*)(/|$)"
 """Norms, biases and other vectors, stacked along the layers or not."""
-EMBEDDINGS = r"(^|/)(embed\w*|head|positions?)(/|$)"
 
 DECAY_GROUPS = (
     Group(pattern=VECTORS, weight_decay=0.0),
     Group(pattern=""),
 )
 """Matrices decay, vectors do not."""
-
-MUON_GROUPS = (
-    Group(pattern=VECTORS, weight_decay=0.0, kind=AdamW()),
-    Group(pattern=EMBEDDINGS, kind=AdamW()),
-    Group(pattern=""),
-)
-"""Muon for the blocks' matrices, AdamW for embeddings, head and vectors (Jordan 2024; Moonlight, section 2.2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

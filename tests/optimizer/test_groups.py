@@ -1,9 +1,11 @@
 """Every parameter is in exactly one group, every group has a parameter, and errors name them."""
 
+import re
+
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.optimizer.config import DECAY_GROUPS, MUON_GROUPS, AdamW, Group
+from pretrain.optimizer.config import DECAY_GROUPS, TABLES, Group
 from pretrain.optimizer.groups import assign
 
 LLAMA = {
@@ -32,12 +34,9 @@ def test_matrices_and_embeddings_decay_and_vectors_do_not():
     assert decays == {name: what != "vector" for name, what in LLAMA.items()}
 
 
-def test_muon_takes_only_the_matrices_of_blocks():
-    kinds = dict(zip(LLAMA, assign(MUON_GROUPS, list(LLAMA))))
-    assert {name for name, group in kinds.items() if group.kind is None} == {
-        name for name, what in LLAMA.items() if what == "matrix"
-    }
-    assert all(group.kind in (None, AdamW()) for group in kinds.values())
+def test_tables_are_what_is_looked_up():
+    tables = {name for name in LLAMA if re.search(TABLES, name)}
+    assert tables == {name for name, what in LLAMA.items() if what == "embedding"}
 
 
 def test_the_first_group_that_matches_wins():

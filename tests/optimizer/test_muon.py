@@ -7,9 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from pretrain.errors import UserError
 from pretrain.optimizer.build import build
-from pretrain.optimizer.config import Constant, Group, Muon, OptimizerConfig
+from pretrain.optimizer.config import AdamW, Constant, Group, Muon, OptimizerConfig
 from pretrain.optimizer.muon import MatrixAxes, newton_schulz, orthogonal_update
 
 PLAIN = OptimizerConfig(
@@ -120,13 +119,22 @@ def test_muon_is_torchs_muon_up_to_its_bfloat16(ours, theirs):
     assert np.linalg.norm(moved - expected) < 0.02 * np.linalg.norm(expected)
 
 
-def test_muon_refuses_what_is_not_a_matrix():
-    with pytest.raises(UserError) as caught:
-        build(PLAIN, {"w": "mlp/up", "s": "norm/scale"}, {"w": (0, 1, 1), "s": None}, 10)
-    assert str(caught.value) == (
-        "norm/scale are no matrices, but their optimizer.groups give them to Muon; "
-        "expected another kind, use MUON_GROUPS or a group with kind=AdamW()"
-    )
+def test_vectors_and_tables_move_as_adamw_moves_them():
+    names = {"up": "mlp/up", "scale": "norm/scale", "table": "embed/tokens", "head": "head/kernel"}
+    axes = {"up": (0, 1, 1), "scale": None, "table": (0, 1, 1), "head": (0, 1, 1)}
+    params = {"up": normal(8, 4), "scale": normal(8), "table": normal(12, 8), "head": normal(8, 12)}
+    kind = Muon(rest=AdamW(b2=0.9))
+
+    def moved(config):
+        tx = build(config, names, axes, 10)
+        return tx.update(params, tx.init(params), params)[0]
+
+    muon, adamw = moved(replace(PLAIN, kind=kind)), moved(replace(PLAIN, kind=kind.rest))
+    for name in ("scale", "table", "head"):
+        np.testing.assert_array_equal(muon[name], adamw[name])
+    assert np.abs(muon["up"] - adamw["up"]).max() > 1e-3
+    all_of_it = moved(replace(PLAIN, kind=replace(kind, tables="^$")))
+    assert np.abs(all_of_it["head"] - adamw["head"]).max() > 1e-3
 
 
 def test_axes_that_do_not_describe_the_array_are_refused():

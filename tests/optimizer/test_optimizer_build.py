@@ -12,7 +12,6 @@ import pytest
 from pretrain.errors import UserError
 from pretrain.optimizer.build import build, clip_by_global_norm, global_norm, learning_rate
 from pretrain.optimizer.config import (
-    MUON_GROUPS,
     Adafactor,
     AdamW,
     Constant,
@@ -32,7 +31,7 @@ KINDS = [
     CONFIG,
     replace(CONFIG, kind=Lion()),
     replace(CONFIG, kind=Adafactor(factored_from=4)),
-    replace(CONFIG, kind=Muon(), groups=MUON_GROUPS),
+    replace(CONFIG, kind=Muon()),
 ]
 every_kind = pytest.mark.parametrize("config", KINDS, ids=["adamw", "lion", "adafactor", "muon"])
 

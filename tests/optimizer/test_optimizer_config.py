@@ -38,7 +38,7 @@ BASES = {
     "adamw": base(),
     "adafactor": base(C.Adafactor(factored_from=4, momentum=C.Momentum())),
     "lion": base(C.Lion()),
-    "muon": base(C.Muon()),
+    "muon": base(C.Muon(tables="third")),
     "linear": base(schedule=C.Linear(warmup_steps=2)),
     "wsd": base(schedule=C.WSD(warmup_steps=2, decay=C.DecayFraction(fraction=0.5))),
     "wsd_steps": base(schedule=C.WSD(warmup_steps=2, decay=C.DecaySteps(steps=4))),
@@ -65,6 +65,8 @@ OTHER = {
         "scale": "spectral",
         "iteration_dtype": "bfloat16",
         "first_dtype": "bfloat16",
+        "rest": C.AdamW(b2=0.7),
+        "tables": "other",
     },
     C.Constant: {"warmup_steps": 4},
     C.Linear: {"warmup_steps": 4, "final_fraction": 0.5},
@@ -162,6 +164,7 @@ def test_every_config_class_is_among_the_changed_ones():
         (C.AdamW(b1=1.0), "b1=1.0: expected a decay in [0, 1); 0.9 to 0.999 is usual"),
         (C.AdamW(eps=0.0), "eps=0.0: expected a positive number; 1e-8 is usual"),
         (C.Muon(iterations=0), "iterations=0: expected at least 1; 5 is usual"),
+        (C.Muon(tables="("), "tables='(' is no regular expression; escape with a backslash"),
         (C.Adafactor(clip_rms=0.0), "clip_rms=0.0: expected 1.0, or None for none"),
         (C.Adafactor(momentum=C.Momentum(b1=-1)), "momentum.b1=-1: expected a decay in [0, 1); 0.9 to 0.999 is usual"),
         (C.Cosine(warmup_steps=-1), "warmup_steps=-1: expected at least 0; 1% of all steps is usual"),
@@ -194,13 +197,14 @@ def test_the_usual_values_have_no_problem(config):
 
 
 def test_the_command_line_reaches_nested_fields():
-    config = replace(base(C.Muon(), C.WSD(warmup_steps=3)), groups=C.MUON_GROUPS)
-    line = "--peak-lr 3e-4 --clip-norm None --kind.momentum 0.9 --kind.no-nesterov --schedule.warmup-steps 100 "
-    line += "--schedule.decay.fraction 0.2 --groups.0.kind.b2 0.99 --groups.1.weight-decay 0.5"
+    config = base(C.Muon(), C.WSD(warmup_steps=3))
+    line = "--peak-lr 3e-4 --clip-norm None --kind.momentum 0.9 --kind.no-nesterov --kind.rest.b2 0.98 "
+    line += "--schedule.warmup-steps 100 --schedule.decay.fraction 0.2 --groups.0.kind.b2 0.99 "
+    line += "--groups.1.weight-decay 0.5"
     parsed = tyro.cli(C.OptimizerConfig, default=config, args=line.split(), config=(tyro.conf.AvoidSubcommands,))
-    first, second, last = C.MUON_GROUPS
+    first, second, last = GROUPS
     assert parsed == C.OptimizerConfig(
-        kind=C.Muon(momentum=0.9, nesterov=False),
+        kind=C.Muon(momentum=0.9, nesterov=False, rest=C.AdamW(b2=0.98)),
         schedule=C.WSD(warmup_steps=100, decay=C.DecayFraction(fraction=0.2)),
         peak_lr=3e-4,
         clip_norm=None,

@@ -32,7 +32,7 @@ CONFIG = {
     "adamw": BASE,
     "lion": replace(BASE, kind=Lion()),
     "adafactor": replace(BASE, kind=Adafactor(factored_from=8, momentum=Momentum())),
-    "muon": replace(BASE, kind=Muon(), groups=MUON_GROUPS),
+    "muon": replace(BASE, kind=Muon()),
 }[sys.argv[1]]
 tx = build(CONFIG, NAMES, AXES, 10)
 
