@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import NamedSharding
@@ -21,6 +21,9 @@ from pretrain.sharding import place
 from pretrain.sharding.mesh import MeshConfig
 from pretrain.sharding.rules import PRESETS
 
+Batches = int | Literal["all"]
+"""So many from the beginning of the split, or all of it."""
+
 
 class Evaluator:
     """Looks at the same batches of the validation split each time."""
@@ -34,9 +37,9 @@ class Evaluator:
                 "raise data.corpus.validation_fraction or prepare more text"
             )
 
-    def __call__(self, model: Transformer, batches: int | None = None) -> dict[str, Any]:
-        """`batches`: how many; None: as the config says."""
-        limit = self.config.evals.batches if batches is None else batches
+    def __call__(self, model: Transformer, batches: Batches | None = None) -> dict[str, Any]:
+        """`batches`: None is as many as the config says."""
+        limit = None if batches == "all" else batches or self.config.evals.batches
         rows, total, weight = self.config.batch.rows, 0.0, 0.0
         for batch in validation_batches(self.split, self.config.data.sequence_length, rows, limit):
             mine = {name: array[self.feed.rows] for name, array in batch.items()}
@@ -55,8 +58,8 @@ def summary(loss: float, tokens: float, bytes_per_token: float) -> dict[str, Any
     }
 
 
-def evaluate(opened: OpenRun, *, batches: int | None = None) -> dict[str, Any]:
-    """A run's newest loss on its own validation split, on this machine's devices. `batches`: None is all of it."""
+def evaluate(opened: OpenRun, *, batches: Batches | None = None) -> dict[str, Any]:
+    """A run's newest loss on its own validation split, on this machine's first device. `batches`: as of `Evaluator`."""
     if opened.config is None:
         raise UserError(
             f"{opened.path}: a Hugging Face folder has no validation split; evaluate a run that starts from it"
@@ -66,7 +69,6 @@ def evaluate(opened: OpenRun, *, batches: int | None = None) -> dict[str, Any]:
     with place.use(mesh, PRESETS["dp"]()):
         split = Split(corpus_folder(config.data, opened.path / "data"), "validation")
         feed = Feed(mesh, config.batch.rows, config.data.sequence_length)
-        everything = -(-split.windows(config.data.sequence_length) // config.batch.rows)
         evaluator = Evaluator(config, build(config.objective), split, feed)
         model = jax.device_put(opened.model, NamedSharding(mesh, jax.P()))
-        return {"step": opened.step, **evaluator(model, everything if batches is None else batches)}
+        return {"step": opened.step, **evaluator(model, batches)}

@@ -185,6 +185,8 @@ def test_evaluate_prints_what_was_measured(stand_in, opened, capsys):
     assert main(["evaluate", "begun", "--batches", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"step": 7, "loss": 2.0, "tokens": 64}
     assert calls[1][2] == {"batches": 3}
+    assert main(["evaluate", "begun", "--batches", "all"]) == 0
+    assert calls[3][2] == {"batches": "all"}
 
 
 def test_export_passes_the_opened_run_and_its_options(stand_in, opened, capsys):
