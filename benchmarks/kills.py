@@ -21,6 +21,8 @@ from etils import epath
 from pretrain.checkpoint import manager
 from tests.train import tiny
 
+MOST_STEPS = 25
+"""Of a session before it is killed."""
 SAME = ("loss", "grad_norm", "weight", "tokens", "batch_hash", "learning_rate")
 
 
@@ -37,15 +39,14 @@ def text(folder: Path) -> Path:
 
 
 def kill_once(corpus: Path, run: Path, rng: random.Random, steps: int) -> dict:
-    process = tiny.start(corpus, run, f"steps={steps}")
     before = len(tiny.lines(run))
-    if rng.random() < 0.25:
-        time.sleep(rng.uniform(0, 12))  # while it starts, restores or compiles
-    else:
-        more = rng.randint(1, 25)
-        while process.poll() is None and len(tiny.lines(run)) < before + more:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.05))
+    process = tiny.start(corpus, run, f"steps={steps}")
+    starting = rng.random() < 0.25
+    more, patience = (1, rng.uniform(0, 8)) if starting else (rng.randint(1, MOST_STEPS), 120)
+    deadline = time.time() + patience  # while it starts, restores or compiles; or some steps later
+    while process.poll() is None and len(tiny.lines(run)) < before + more and time.time() < deadline:
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, 0.05))
     alive = process.poll() is None
     process.kill()
     process.wait()
@@ -60,9 +61,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="of the run; default: more than the kills let it reach")
     options = parser.parse_args()
     rng, began = random.Random(options.seed), time.time()
+    options.steps = options.steps or 2 * MOST_STEPS * options.kills
     with tempfile.TemporaryDirectory() as folder:
         corpus, run, calm = text(Path(folder) / "text"), Path(folder) / "killed", Path(folder) / "calm"
         tiny.finish(tiny.start(corpus, calm, f"steps={options.steps}"))
