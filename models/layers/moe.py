@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models.config import MoeConfig, RouterConfig
 from pretrain.models.init import Init, weight
+from pretrain.models.layers.grouped import grouped_matmul
 from pretrain.models.layers.mlp import Mlp, activate
 from pretrain.sharding import place
 
@@ -149,7 +150,7 @@ def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Arr
         x_nD = x_nD * weights_n1
 
     def product(kernel, h):
-        return jax.lax.ragged_dot(x_nD if h is None else h, kernel, sizes_E)
+        return grouped_matmul(x_nD if h is None else h, kernel, sizes_E)
 
     def biased(y, name):
         return y + w[name][expert_n] if name in w else y

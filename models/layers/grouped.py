@@ -1,0 +1,81 @@
+"""One matrix product for each group of rows: what the experts of a mixture compute.
+
+`jax.lax.ragged_dot` where the platform has a kernel for it. XLA's CPU compiler multiplies every row by every matrix and
+masks, so there rows are laid out in blocks of one group each, and each block is an ordinary product.
+
+n = rows sorted by group, E = groups, b = rows of a block, j = blocks.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 64
+"""Rows: fewer waste less at the end of a group, more read each matrix less often. 8 experts of 256 x 512, 8192 rows, Zen 3:
+0.05 CPU-seconds forward against 0.27 of ragged_dot and 0.03 of one dense product."""
+
+
+def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """y_nO: the first sizes[0] rows times w[0], the next sizes[1] times w[1], and so on; sizes sum to n."""
+    if jax.default_backend() == "cpu":
+        return blocked(x_nI, _like(w_EIO, x_nI), sizes_E)
+    return jax.lax.ragged_dot(x_nI, w_EIO, sizes_E)
+
+
+@jax.custom_vjp
+def blocked(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """The same block by block."""
+    return _forward(x_nI, w_EIO, sizes_E)[0]
+
+
+def _forward(x_nI, w_EIO, sizes_E):
+    rows_n, expert_j = _layout(x_nI.shape[0], sizes_E)
+    return _product("bI,IO->bO", x_nI, w_EIO, rows_n, expert_j), (x_nI, w_EIO, rows_n, expert_j)
+
+
+def _backward(residuals, dy_nO):
+    x_nI, w_EIO, rows_n, expert_j = residuals
+    dx_nI = _product("bO,IO->bI", dy_nO, w_EIO, rows_n, expert_j)
+
+    def add(dw_EIO, block):
+        x_bI, dy_bO, expert = block
+        dw_IO = jnp.einsum("bI,bO->IO", x_bI, dy_bO, preferred_element_type=jnp.float32)
+        return dw_EIO.at[expert].add(dw_IO), None
+
+    blocks = (_spread(x_nI, rows_n, len(expert_j)), _spread(dy_nO, rows_n, len(expert_j)), expert_j)
+    zeros = _like(jnp.zeros(w_EIO.shape, jnp.float32), x_nI)
+    dw_EIO, _ = jax.lax.scan(add, zeros, blocks)
+    return dx_nI.astype(x_nI.dtype), dw_EIO.astype(w_EIO.dtype), None
+
+
+blocked.defvjp(_forward, _backward)
+
+
+def _layout(n: int, sizes_E: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(place of each row among the blocks, group of each block): every group begins a new block."""
+    blocks_E = -(-sizes_E // BLOCK)
+    ends_E, first_E = jnp.cumsum(sizes_E), (jnp.cumsum(blocks_E) - blocks_E) * BLOCK
+    group_n = jnp.searchsorted(ends_E, jnp.arange(n), side="right", method="compare_all")
+    rows_n = jnp.arange(n) - (ends_E - sizes_E)[group_n] + first_E[group_n]
+    count = -(-n // BLOCK) + sizes_E.shape[0]
+    expert_j = jnp.searchsorted(jnp.cumsum(blocks_E), jnp.arange(count), side="right", method="compare_all")
+    return rows_n, jnp.minimum(expert_j, sizes_E.shape[0] - 1)
+
+
+def _spread(x_nI: jax.Array, rows_n: jax.Array, blocks: int) -> jax.Array:
+    """x_jbI with zeros between the groups."""
+    zeros = _like(jnp.zeros((blocks * BLOCK, x_nI.shape[1]), x_nI.dtype), x_nI)
+    return zeros.at[rows_n].set(x_nI, unique_indices=True).reshape(blocks, BLOCK, -1)
+
+
+def _product(spec: str, x_nI, w_EIO, rows_n, expert_j) -> jax.Array:
+    dot = partial(jnp.einsum, spec, preferred_element_type=x_nI.dtype)
+    y_jbO = jax.lax.map(lambda block: dot(block[0], w_EIO[block[1]]), (_spread(x_nI, rows_n, len(expert_j)), expert_j))
+    return y_jbO.reshape(-1, y_jbO.shape[-1])[rows_n]
+
+
+def _like(y: jax.Array, x: jax.Array) -> jax.Array:
+    """`y` as a value that may differ between the devices of a `shard_map` as `x` does."""
+    missing = jax.typeof(x).mat.varying - jax.typeof(y).mat.varying
+    return jax.lax.pcast(y, tuple(missing), to="varying") if missing else y
