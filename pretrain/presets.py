@@ -14,7 +14,7 @@ from pretrain.cli import flags
 from pretrain.config import RunConfig
 from pretrain.errors import UserError
 from pretrain.models.config import Remat, TransformerConfig
-from pretrain.serial import decode, encode, flat
+from pretrain.serial import decode
 
 Preset = RunConfig | TransformerConfig
 C = TypeVar("C", bound=Preset)
@@ -28,7 +28,7 @@ def load(name: str) -> Preset:
     """
     if name.endswith(".py"):
         return _from_file(name)
-    if name.endswith(".json") or "/" in name or Path(name).is_dir():
+    if _names_run(name):
         return _from_run(name)
     *module, last = name.split(".")
     if name not in names():
@@ -36,6 +36,15 @@ def load(name: str) -> Preset:
     if name in _modules():
         return importlib.import_module(f"pretrain.configs.{name}").run()
     return getattr(importlib.import_module(".".join(["pretrain.configs", *module])), last)()
+
+
+def described(name: str) -> str:
+    """The same name with what it names: `preset runs.smoke`, `run runs/try`, `file my_run.py`."""
+    return f"{'file' if name.endswith('.py') else 'run' if _names_run(name) else 'preset'} {name}"
+
+
+def _names_run(name: str) -> bool:
+    return name.endswith(".json") or "/" in name or Path(name).is_dir()
 
 
 def load_run(name: str) -> RunConfig:
@@ -160,12 +169,6 @@ def overrides(config: C, words: Sequence[str], also: tuple[str, ...] = ()) -> C:
     if problems:
         raise UserError(*problems)
     return config
-
-
-def changes(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (old, new) of every field that differs."""
-    a, b = flat(encode(old)), flat(encode(new))
-    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
 
 
 def settable(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from etils import epath
 from pretrain import __version__
 from pretrain.config import RunConfig
 from pretrain.errors import UserError
-from pretrain.serial import decode, encode, flat
+from pretrain.serial import changes, decode, encode, shown
 
 SAFE = ("mesh", "rules", "simulate", "log", "checkpoint", "evals", "batch.accumulate", "data.path", "data.workers")
 SAFE += ("data.read_threads", "data.prefetch", "objective.loss.chunk", "model.decoder.remat", "model.encoder.remat")
@@ -66,16 +66,11 @@ def write(run: epath.Path, config: RunConfig, **facts: Any) -> None:
     temporary.replace(run / "run.json")
 
 
-def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (old, new) of every field that differs."""
-    a, b = flat(encode(old)), flat(encode(new))
-    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
-
-
 def require_resumable(old: RunConfig, new: RunConfig, allow: tuple[str, ...], run: epath.Path) -> list[str]:
     """One line for each change, which is safe or allowed. Raises UserError with the changes that are neither."""
     notes, problems = [], []
-    for key, (before, after) in changes(old, new).items():
+    for key, sides in changes(old, new, inside=False).items():
+        before, after = map(shown, sides)
         if _under(key, SAFE):
             notes.append(f"{key}: {before} -> {after} (safe)")
         elif _under(key, REFUSED):

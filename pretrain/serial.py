@@ -1,6 +1,8 @@
 """Configs to JSON and back. Only classes that the annotations of the config name can come out: no code from a file."""
 
+import json
 import types
+from collections.abc import Collection
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -48,11 +50,33 @@ def decode(data: Any, annotation: Any, path: str = "config") -> Any:
 
 
 def flat(data: Any, path: str = "") -> dict[str, Any]:
-    """An encoded config as dotted names."""
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) and data else None
+    """An encoded config as dotted names. A list of plain values stays whole."""
+    nested = isinstance(data, list) and any(isinstance(item, (dict, list)) for item in data)
+    items = data.items() if isinstance(data, dict) else enumerate(data) if nested else None
     if items is None:
         return {path: data}
     return {k: v for name, value in items for k, v in flat(value, f"{path}.{name}" if path else str(name)).items()}
+
+
+def changes(old: Any, new: Any, *, inside: bool = True) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (old, new) of every field that differs; a class stands at the field that holds it.
+
+    MISSING: there is no such field on that side. `inside=False` leaves out what is below a class that differs.
+    """
+    a, b = ({k.removesuffix(f".{KIND}"): v for k, v in flat(encode(config)).items()} for config in (old, new))
+    found = {k: (a.get(k, MISSING), b.get(k, MISSING)) for k in {**b, **a} if a.get(k, MISSING) != b.get(k, MISSING)}
+    return {k: sides for k, sides in found.items() if inside or not _below(k, found)}
+
+
+def shown(value: Any) -> str:
+    """A value on one line."""
+    text = "nothing" if value is MISSING else str(value)
+    return text if text and text.isprintable() and text == text.strip() else json.dumps(text, ensure_ascii=False)
+
+
+def _below(name: str, names: Collection[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:i]) in names for i in range(1, len(parts)))
 
 
 def _expect(holds: bool, data: Any, value: Any, wanted: str, path: str) -> Any:

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 from tyro.conf import Positional
@@ -9,7 +9,7 @@ from pretrain.config import RunConfig
 from pretrain.errors import UserError
 from pretrain.models import accounting
 from pretrain.models.config import LearnedPositions, TransformerConfig
-from pretrain.serial import KIND, encode, flat
+from pretrain.serial import KIND, changes, encode, flat, shown
 
 DEFAULT_LENGTH = 2048
 """Tokens of a row for the FLOPs of a model whose config names no length."""
@@ -27,8 +27,14 @@ def length_of(config: presets.Preset) -> int:
 
 
 def line(name: str, value: Any) -> str:
-    """As the option that sets it would say it; a class stands at the field that holds it."""
-    return f"{name.removesuffix(f'.{KIND}')} = {value}"
+    """As the option that sets it would say it."""
+    return f"{name} = {shown(value)}"
+
+
+def difference(name: str, old: Any, new: Any) -> str:
+    if MISSING in (old, new):
+        return f"{line(name, old if new is MISSING else new)} ({'gone' if new is MISSING else 'new'})"
+    return f"{line(name, old)} -> {shown(new)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +106,16 @@ class Diff:
     def __call__(self) -> None:
         first = presets.load(self.config)
         second = presets.overrides(presets.load(self.other or self.config), self.overrides, ("json",))
-        changes = presets.changes(first, second)
-        facts = {"changes": {k: {"from": a, "to": b} for k, (a, b) in changes.items()}}
-        lines = [line(k, f"{a} -> {b}") for k, (a, b) in changes.items()]
+        found = changes(first, second)
+        sides = {k: {"from": a, "to": b} for k, (a, b) in found.items()}
+        facts = {"changes": {k: {s: v for s, v in both.items() if v is not MISSING} for k, both in sides.items()}}
+        lines = [difference(k, a, b) for k, (a, b) in found.items()]
         output.show(facts, self.json, lines or ["no difference"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Why:
-    """Where each changed value comes from: the preset or the command line.
+    """Where each changed value comes from: the preset, file or run, or the command line.
 
     examples:
       pretrain config why runs.smoke --optimizer.peak-lr 3e-4 --steps 100
@@ -124,27 +131,27 @@ class Why:
     def __call__(self) -> None:
         preset = presets.load(self.config)
         config = presets.overrides(preset, self.overrides, ("field", "json"))
-        before, after, changed = _values(preset), _values(config), presets.changes(preset, config)
+        before, after, changed = _values(preset), _values(config), changes(preset, config)
         names = list(changed)
         if self.field is not None:
             wanted = self.field.replace("-", "_")
-            names = [k for k in {**before, **after} if _is_at(k, wanted)]
+            names = [k for k in after if _is_at(k, wanted)]
             if not names:
                 raise UserError(flags.no_such(wanted, after, "field", "pretrain config show CONFIG lists all"))
-        values = {k: _origin(k, before, after, k in changed, self.config) for k in names}
-        lines = [line(k, f"{v['value']}    {_told(v)}") for k, v in values.items()]
-        output.show({"values": values}, self.json, lines or [f"every value is that of {self.config}"])
+        source = presets.described(self.config)
+        values = {k: _origin(k, before, after, k in changed, source) for k in names if k in after}
+        lines = [f"{line(k, v['value'])}    {_told(v, source)}" for k, v in values.items()]
+        output.show({"values": values}, self.json, lines or [f"every value is that of {source}"])
 
 
-def _origin(name: str, before: dict, after: dict, changed: bool, preset: str) -> dict[str, Any]:
-    source = "command line" if changed else f"preset {preset}"
-    return {"value": after.get(name), "source": source, "preset": preset, "preset_value": before.get(name)}
+def _origin(name: str, before: dict, after: dict, changed: bool, source: str) -> dict[str, Any]:
+    """`instead_of`: the value that the command line replaced, where there was such a field."""
+    there = {"instead_of": before[name]} if changed and name in before else {}
+    return {"value": after[name], "source": "command line" if changed else source, **there}
 
 
-def _told(value: dict[str, Any]) -> str:
-    if value["source"] != "command line":
-        return value["source"]
-    return f"command line; preset {value['preset']}: {value['preset_value']}"
+def _told(value: dict[str, Any], source: str) -> str:
+    return value["source"] + (f"; {source}: {shown(value['instead_of'])}" if "instead_of" in value else "")
 
 
 def _is_at(name: str, wanted: str) -> bool:
@@ -152,9 +159,10 @@ def _is_at(name: str, wanted: str) -> bool:
 
 
 def _values(config: presets.Preset) -> dict[str, Any]:
-    """Dotted name -> value; of class names only those where another class could stand."""
+    """Dotted name -> value; the name of a class only where another class could stand."""
     values, choices = flat(encode(config)), presets.settable(config)
-    return {k: v for k, v in values.items() if not k.endswith(KIND) or k.removesuffix(f".{KIND}") in choices}
+    named = {k.removesuffix(f".{KIND}"): (k, v) for k, v in values.items()}
+    return {name: v for name, (k, v) in named.items() if k != KIND and (name == k or name in choices)}
 
 
 COMMAND = {"list": List, "show": Show, "diff": Diff, "why": Why}

@@ -72,14 +72,37 @@ def test_why_tells_the_command_line_from_the_preset(result):
     out = result("config", "why", "runs.smoke", "--steps", "50")
     assert out == "steps = 50    command line; preset runs.smoke: 60\n"
     values = result("config", "why", "runs.smoke", "--steps", "50", "--json")["values"]
-    preset = {"preset": "runs.smoke", "preset_value": 60}
-    assert values == {"steps": {"value": 50, "source": "command line", **preset}}
+    assert values == {"steps": {"value": 50, "source": "command line", "instead_of": 60}}
+
+
+def test_why_calls_a_run_a_run_and_a_file_a_file(world, result):
+    out = result("config", "why", "runs/begun", "--field", "seed")
+    assert out == "seed = 0    run runs/begun\n"
+    out = result("config", "why", "my/good.py", "--seed", "4")
+    assert out == "seed = 4    command line; file my/good.py: 0\n"
+
+
+def test_another_class_brings_its_own_fields_and_takes_the_old_ones(result):
+    words = ["runs.smoke", "--optimizer.schedule", "wsd", "--optimizer.schedule.shape", "linear"]
+    lines = result("config", "diff", *words).splitlines()
+    assert lines[0] == "optimizer.schedule = Cosine -> WSD"
+    assert "optimizer.schedule.shape = linear (new)" in lines
+    assert result("config", "diff", *words, "--json")["changes"]["optimizer.schedule.shape"] == {"to": "linear"}
+    assert "optimizer.schedule.shape = linear    command line" in result("config", "why", *words).splitlines()
+    lines = result("config", "diff", "runs.smoke", "--optimizer.kind", "lion").splitlines()
+    assert "optimizer.kind.eps = 1e-08 (gone)" in lines
+    assert "None" not in " ".join(lines)
+
+
+def test_a_value_stays_on_its_line(result):
+    out = result("config", "diff", "runs.smoke", "--data.path", "two\nlines", "--evals.prompts", "a\nb", "")
+    assert out == "data.path = None -> \"two\\nlines\"\nevals.prompts = ['def '] -> ['a\\nb', '']\n"
 
 
 def test_why_of_a_field_tells_also_what_nobody_changed(result):
     out = result("config", "why", "runs.smoke", "--field", "optimizer.peak-lr")
     assert out == "optimizer.peak_lr = 0.003    preset runs.smoke\n"
-    assert result("config", "why", "runs.smoke") == "every value is that of runs.smoke\n"
+    assert result("config", "why", "runs.smoke") == "every value is that of preset runs.smoke\n"
 
 
 def test_why_of_a_group_tells_all_of_it(result):

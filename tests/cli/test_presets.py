@@ -15,7 +15,7 @@ from pretrain.models import tree
 from pretrain.models.config import LinearScaling, Rope
 from pretrain.models.remat import FULL, SAVE_QKV
 from pretrain.optimizer.config import WSD, AdamW, Cosine, Lion, Muon
-from pretrain.serial import encode
+from pretrain.serial import changes, encode
 from pretrain.state import make_optimizer
 
 SMOKE = presets.load("runs.smoke")
@@ -158,7 +158,17 @@ def test_all_problems_come_at_once():
 
 
 def test_changes_name_the_fields_that_differ():
-    assert presets.changes(SMOKE, changed("--steps 50")) == {"steps": (60, 50)}
+    assert changes(SMOKE, changed("--steps 50")) == {"steps": (60, 50)}
+
+
+def test_changes_of_a_class_are_those_of_its_fields_that_both_have():
+    lion = changed("--optimizer.kind lion")
+    found = changes(SMOKE, lion)
+    assert found["optimizer.kind"] == ("AdamW", "Lion")
+    assert found["optimizer.kind.b2"] == (0.95, 0.99)
+    assert found["optimizer.kind.eps"] == (1e-8, dataclasses.MISSING)
+    assert list(changes(SMOKE, lion, inside=False)) == ["optimizer.kind"]
+    assert changes(SMOKE, changed("--evals.prompts a b")) == {"evals.prompts": (["def "], ["a", "b"])}
 
 
 @pytest.mark.parametrize(
