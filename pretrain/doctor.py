@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from etils import epath
 
 from pretrain.errors import UserError
-from pretrain.report.record import Line, read_lines, read_object
+from pretrain.report.record import ENDS, Line, read_lines, read_object
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -290,9 +290,8 @@ def _values(lines: Sequence[Line], key: str) -> list[str]:
 
 
 def _ending(events: Sequence[Line]) -> Iterator[Finding]:
-    last = next(
-        (e for e in reversed(events) if e.get("kind") in ("start", "resume", "failed", "preempted", "done")), {}
-    )
+    sessions = ("start", "resume", *ENDS)
+    last = next((e for e in reversed(events) if e.get("kind") in sessions), {})
     if last.get("kind") == "failed":
         what = f"the run failed at step {last.get('step', '?')}: {last.get('reason', 'no reason recorded')}"
         yield _warning("events.jsonl", what, "remove the reason, then repeat the command: it resumes")

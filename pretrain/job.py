@@ -1,6 +1,7 @@
 """From a config and a directory to a run: devices, data, state, loop."""
 
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from pretrain import objectives
 from pretrain import run as runs
+from pretrain.checkpoint import manager
 from pretrain.checkpoint.manager import Checkpoints, Progress
 from pretrain.config import RunConfig
 from pretrain.data.corpus import prepare_if_needed
@@ -21,9 +23,11 @@ from pretrain.data.windows import Split
 from pretrain.errors import UserError
 from pretrain.evaluate.perplexity import Evaluator
 from pretrain.feed import Feed
-from pretrain.metrics.sinks import Recorder
+from pretrain.metrics.progress import short_exponent
+from pretrain.metrics.sinks import Recorder, read_lines
 from pretrain.models import accounting, tree
 from pretrain.opened import with_parameters
+from pretrain.optimizer.schedules import learning_rate
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
 from pretrain.sharding.processes import Processes, start
@@ -79,20 +83,24 @@ def train(
     started = time.time()
     config.check()
     run = epath.Path(run)
-    notes = _resume_notes(config, run, allow)
+    old = _previous(run)
+    notes = runs.require_resumable(old, config, allow, run) if old else []
+    speaks = processes is None or processes.index == 0
+    if old and (facts := _finished(config, run, speaks)):
+        return facts
     start(processes, config.simulate)
     cache_compilations()
     config.check(jax.device_count())
-    first = jax.process_index() == 0
     mesh = meshes.build(config.mesh)
     with place.use(mesh, rules_of(config)):
-        train_split, validation, tokenizer = _data(config, run, first)
+        train_split, validation, tokenizer = _data(config, run, speaks)
         dtype = compute_dtype(config)
         optimizer = make_optimizer(config, dtype)
+        checkpoints, state, progress = _state(config, run, optimizer, dtype, mesh)
+        notes += _rates(old, config, progress.step)
         flops = accounting.flops_per_token(config.model, config.data.sequence_length)
-        if first:
+        if speaks:
             _write_facts(config, run, flops, preset)
-        recorder = Recorder(run, tensorboard=config.log.tensorboard, active=first)
         feed = Feed(mesh, config.batch.rows, config.data.sequence_length)
         job = Job(
             config=config,
@@ -103,21 +111,25 @@ def train(
             pipeline=Pipeline.from_config(train_split, config.data, config.batch.rows),
             feed=feed,
             evaluator=Evaluator(config, objectives.build(config.objective), validation, feed),
-            checkpoints=Checkpoints(run / "checkpoints", config.checkpoint),
-            recorder=recorder,
+            checkpoints=checkpoints,
+            recorder=Recorder(run, tensorboard=config.log.tensorboard, active=speaks),
             flops_per_token=flops,
             started=started,
         )
-        state, progress = _state(job, optimizer, dtype)
+        job.recorder.event("resume" if progress.step else "start", step=progress.step)
         for note in notes:
-            recorder.event("changed", step=progress.step, what=note)
-        step = jax.jit(
-            make_step(objectives.build(config.objective), optimizer, config.batch.accumulate), donate_argnums=0
-        )
+            _say(speaks, note)
+            job.recorder.event("changed", step=progress.step, what=note)
+        step = make_step(objectives.build(config.objective), optimizer, config.batch.accumulate)
         try:
             return loop(job, jax.jit(step, donate_argnums=0), state, progress)
         finally:
-            recorder.close()
+            job.recorder.close()
+
+
+def _say(speaks: bool, line: str) -> None:
+    if speaks:
+        print(line, file=sys.stderr, flush=True)
 
 
 def cache_compilations() -> None:
@@ -128,12 +140,44 @@ def cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _resume_notes(config: RunConfig, run: epath.Path, allow: tuple[str, ...]) -> list[str]:
-    if runs.read(run) is None:
-        if run.exists() and any(p.name not in ("data", "tokenizer") for p in run.iterdir()):
-            raise UserError(f"{run}: found files but no run.json, expected a run or an empty folder; use another --run")
+def _previous(run: epath.Path) -> RunConfig | None:
+    """The config of the run that is there. Raises UserError for a folder of something else."""
+    if runs.read(run) is not None:
+        return runs.read_config(run)
+    if run.exists() and any(p.name not in ("data", "tokenizer") for p in run.iterdir()):
+        raise UserError(f"{run}: found files but no run.json, expected a run or an empty folder; use another --run")
+    return None
+
+
+def _finished(config: RunConfig, run: epath.Path, speaks: bool) -> dict[str, Any] | None:
+    """What `train` returned when it ended a run of so many steps; None where it has not. Raises UserError beyond it."""
+    newest = manager.latest(run / "checkpoints") or 0
+    if newest > config.steps:
+        raise UserError(
+            f"{run} is at step {newest}, expected at most steps={config.steps}; "
+            f"set steps to {newest} or more, or use another --run"
+        )
+    ended = {e.get("kind"): e for e in read_lines(run / "events.jsonl") if e.get("step") == newest == config.steps}
+    if "done" not in ended:
+        return None
+    _say(speaks, f"{run} is finished, nothing is left to do; --steps N --allow steps trains on")
+    measured = {k: v for k, v in ended.get("evaluation", {}).items() if k not in ("time", "kind", "step")}
+    return {
+        "status": "done",
+        "step": newest,
+        "tokens": manager.read_facts(run / "checkpoints" / str(newest))["progress"]["tokens"],
+        "validation": measured or None,
+        "run": str(run),
+    }
+
+
+def _rates(old: RunConfig | None, new: RunConfig, step: int) -> list[str]:
+    """What other steps or another optimizer do to the schedule at a resume; nothing where they are the same."""
+    if old is None or not step or (old.steps, old.optimizer) == (new.steps, new.optimizer):
         return []
-    return runs.require_resumable(runs.read_config(run), config, allow, run)
+    last = learning_rate(old.optimizer, step - 1, old.steps)
+    following = learning_rate(new.optimizer, step, new.steps)
+    return [f"learning rate {short_exponent(last)} at step {step}, {short_exponent(following)} at step {step + 1}"]
 
 
 def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split, Split, Tokenizer]:
@@ -170,14 +214,15 @@ def _write_facts(config: RunConfig, run: epath.Path, flops: float, preset: str |
     )
 
 
-def _state(job: Job, optimizer, dtype) -> tuple[TrainState, Progress]:
-    steps = job.checkpoints.steps()
-    if not steps:
-        job.recorder.event("start", step=0)
-        state = create(job.config, optimizer, dtype, job.mesh)
-        if job.config.start_from is not None:
-            state = replace(state, model=with_parameters(state.model, job.config.start_from))
-        return state, Progress(step=0, tokens=0)
-    state, progress = job.checkpoints.restore(abstract(job.config, optimizer, dtype, job.mesh), steps[-1])
-    job.recorder.event("resume", step=progress.step)
-    return state, progress
+def _state(config: RunConfig, run: epath.Path, optimizer, dtype, mesh) -> tuple[Checkpoints, TrainState, Progress]:
+    """Of the newest checkpoint, or fresh; what is wrong with a fresh one is found before anything is written."""
+    newest = manager.latest(run / "checkpoints")
+    state, progress = None, Progress(step=0, tokens=0)
+    if newest is None:
+        state = create(config, optimizer, dtype, mesh)
+        if config.start_from is not None:
+            state = replace(state, model=with_parameters(state.model, config.start_from))
+    checkpoints = Checkpoints(run / "checkpoints", config.checkpoint)
+    if newest is not None:
+        state, progress = checkpoints.restore(abstract(config, optimizer, dtype, mesh), newest)
+    return checkpoints, state, progress

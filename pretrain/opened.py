@@ -13,8 +13,13 @@ from pretrain.data.corpus import corpus_folder
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import UserError
 from pretrain.models import tree
+from pretrain.models.config import TransformerConfig
 from pretrain.models.convert import load
 from pretrain.models.transformer import Transformer
+from pretrain.serial import changes, shown
+
+WITHOUT_PARAMETERS = (*runs.SAFE, "model.init")
+"""Fields that change no name and no shape of a parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +75,21 @@ def _hf_tokenizer(path: epath.Path) -> Tokenizer | None:
 def with_parameters(model: Transformer, source: str) -> Transformer:
     """`model` with the parameters of a run or a Hugging Face folder, each laid out as the one it replaces.
 
-    Raises UserError naming the parameters whose names or shapes differ.
+    Raises UserError with the fields of the model's config that differ, where names or shapes of parameters do.
     """
-    mine, theirs = layout.flatten(model), layout.flatten(open_run(source).model)
-    layout.require_same(layout.describe(theirs), layout.describe(mine), f"start_from={source}")
+    found = open_run(source).model
+    mine, theirs = layout.flatten(model), layout.flatten(found)
+    if layout.describe(mine) != layout.describe(theirs):
+        raise UserError(_another_model(found.config, model.config, source))
     return jax.tree.unflatten(
         jax.tree.structure(model), [jax.device_put(theirs[n], array.sharding) for n, array in mine.items()]
     )
+
+
+def _another_model(theirs: TransformerConfig, mine: TransformerConfig, source: str) -> str:
+    fields = {f"model.{name}": sides for name, sides in changes(theirs, mine, inside=False).items()}
+    fields = {name: sides for name, sides in fields.items() if not runs.under(name, WITHOUT_PARAMETERS)}
+    named = [f"{name}={shown(there)}" for name, (there, _) in fields.items()]
+    expected = ", ".join(shown(here) for _, (_, here) in fields.items())
+    options = " ".join(f"--{n.replace('_', '-')} {shown(there)}" for n, (there, _) in fields.items())
+    return f"start_from={source}: found {', '.join(named)}, expected {expected} as in this run; add {options}"

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,11 +70,11 @@ def require_resumable(old: RunConfig, new: RunConfig, allow: tuple[str, ...], ru
     notes, problems = [], []
     for key, sides in changes(old, new, inside=False).items():
         before, after = map(shown, sides)
-        if _under(key, SAFE):
+        if under(key, SAFE):
             notes.append(f"{key}: {before} -> {after} (safe)")
-        elif _under(key, REFUSED):
+        elif under(key, REFUSED):
             problems.append(f"{run} exists with a different {key} ({before}, now {after}); use another --run")
-        elif _under(key, allow):
+        elif under(key, allow):
             notes.append(f"{key}: {before} -> {after} (allowed)")
         else:
             problems.append(
@@ -86,11 +85,8 @@ def require_resumable(old: RunConfig, new: RunConfig, allow: tuple[str, ...], ru
     return notes
 
 
-def known_keys() -> tuple[str, ...]:
-    return tuple(f.name for f in fields(RunConfig))
-
-
-def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+def under(key: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of these or below one."""
     return any(key == p or key.startswith(f"{p}.") for p in prefixes)
 
 

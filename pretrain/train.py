@@ -1,10 +1,11 @@
 """The loop: one step runs while the numbers of the one before are written."""
 
 import math
+import os
 import signal
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.experimental import multihost_utils
@@ -58,23 +59,34 @@ class Clock:
 
 
 class Stop:
-    """SIGTERM asks for a checkpoint and an end; with many processes all of them agree on the step."""
+    """SIGTERM and Ctrl-C ask for a checkpoint and an end; with many processes SIGTERM does, at a step all agree on."""
 
     def __init__(self):
-        self._asked = False
-        self._many = jax.process_count() > 1
-        if not self._many:
-            self._old = signal.signal(signal.SIGTERM, self._ask)
+        self.how: Literal["preempted", "interrupted"] | None = None
+        self._old: dict[int, Any] = {}
+        if jax.process_count() > 1:
+            return
+        self._old[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._preempt)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is where a shell runs it in its background
+            self._old[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
 
-    def _ask(self, *_) -> None:
-        self._asked = True
+    def _preempt(self, *_) -> None:
+        self.how = "preempted"
+
+    def _interrupt(self, *_) -> None:
+        if self.how == "interrupted":
+            raise KeyboardInterrupt
+        self.how = "interrupted"
+        os.write(2, b"\nCtrl-C: this step ends and is saved; again stops at once\n")
 
     def asked(self, step: int) -> bool:
-        return multihost_utils.reached_preemption_sync_point(step) if self._many else self._asked
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.how = "preempted"
+        return self.how is not None
 
     def close(self) -> None:
-        if not self._many:
-            signal.signal(signal.SIGTERM, self._old)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
 
 class Loop:
@@ -84,7 +96,6 @@ class Loop:
         self.evaluation: dict[str, float] | None = None
         self.clock, self.pending = Clock(), None
         self.saved = progress.step if progress.step else None
-        self.first_loss: float | None = None
         self.display = Display(job.config.steps, progress.step)
 
     def run(self, stop: Stop) -> dict[str, Any]:
@@ -99,7 +110,7 @@ class Loop:
                 if stopping or self._due(config.checkpoint.every, at):
                     self.save(at)
                 if stopping:
-                    return self.finish("preempted", at)
+                    return self.finish(stop.how or "preempted", at)
             return self.finish("done", config.steps)
         finally:
             batches.close()
@@ -138,7 +149,6 @@ class Loop:
             )
             self.job.recorder.event("failed", step=pending.step, reason=reason)
             raise CheckFailed(f"{reason}; parameters are those of step {pending.step - 1}; lower optimizer.peak_lr")
-        self.first_loss = values["loss"] if self.first_loss is None else self.first_loss
         self.tokens += round(values["weight"])
         self.clock.add(values["weight"], pending.waited)
         every = self.job.config.log.every
@@ -187,14 +197,13 @@ class Loop:
             "status": how,
             "step": at,
             "tokens": self.tokens,
-            "first_loss": self.first_loss,
             "validation": self.evaluation,
             "run": str(self.job.run),
         }
 
 
 def loop(job: Job, step: Step, state: TrainState, progress: Progress) -> dict[str, Any]:
-    """Trains from `progress` to the end, or to the step where SIGTERM or a loss that is not finite stops it."""
+    """Trains from `progress` to the end, or to the step where a signal or a loss that is not finite stops it."""
     stop = Stop()
     try:
         return Loop(job, step, state, progress).run(stop)

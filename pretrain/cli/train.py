@@ -1,8 +1,9 @@
 import os
+import sys
 from dataclasses import dataclass
 
 from pretrain import presets
-from pretrain.cli import arguments, output, runs
+from pretrain.cli import INTERRUPTED, arguments, output, runs
 from pretrain.errors import UserError, check
 from pretrain.sharding.processes import Processes
 
@@ -35,7 +36,7 @@ class Train:
     json: arguments.Json = False
     overrides: arguments.Overrides = ()
 
-    def __call__(self) -> None:
+    def __call__(self) -> int | None:
         from pretrain.sharding.processes import keep_memory
 
         keep_memory()
@@ -50,8 +51,13 @@ class Train:
         from pretrain.job import train
 
         allow = tuple(a.replace("-", "_") for a in self.allow)
-        facts = train(config, epath.Path(run), processes=processes, allow=allow, preset=self.config)
+        try:
+            facts = train(config, epath.Path(run), processes=processes, allow=allow, preset=self.config)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            raise
         output.show({"run": run, **facts}, self.json)
+        return INTERRUPTED if facts.get("status") == "interrupted" else None
 
     def _processes(self) -> Processes | None:
         given = {"coordinator": self.coordinator, "processes": self.processes, "process": self.process}

@@ -59,7 +59,7 @@ class Recorder:
         self._scalars("train", line["step"], line)
 
     def event(self, kind: str, **facts: Any) -> None:
-        """`kind` of start, resume, compiled, evaluation, checkpoint, sample, preempted, failed, done."""
+        """`kind` of start, resume, compiled, evaluation, checkpoint, sample, preempted, interrupted, failed, done."""
         if self._events:
             self._events.write({"time": time.time(), "kind": kind, **facts})
 

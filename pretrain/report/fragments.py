@@ -3,13 +3,15 @@
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING
 from html import escape as text
 from pathlib import PurePath
 from typing import Any
 
+from pretrain import serial
 from pretrain.metrics.progress import count
 from pretrain.report.record import Record, number
-from pretrain.serial import KIND, encode, flat
+from pretrain.serial import KIND
 
 SAMPLES = 60
 """Steps whose samples are shown; of more, evenly spread ones and always the last."""
@@ -150,24 +152,16 @@ def changes(facts: Mapping[str, Any]) -> str:
     if theirs is None:
         named = f"The run started from {name}, which is no preset" if name else "run.json names no preset"
         return nothing(f"{named}: nothing to compare with.")
-    ours = flat(facts.get("config") or {})
-    rows = [
-        [field, _side(theirs, field), _side(ours, field)]
-        for field in dict.fromkeys([*theirs, *ours])
-        if _side(theirs, field) != _side(ours, field)
-    ]
+    found = serial.changes(theirs, facts.get("config") or {})
+    rows = [[field, *("–" if side is MISSING else _plain(side) for side in sides)] for field, sides in found.items()]
     return table(["Field", str(name), "This run"], rows) if rows else nothing(f"Nothing differs from {name}.")
 
 
-def _preset(name: str) -> dict[str, Any] | None:
-    """Its fields by dotted name. Files and runs are not looked into: writing a report runs nobody's code."""
+def _preset(name: str) -> Any:
+    """Files and runs are not looked into: writing a report runs nobody's code."""
     from pretrain import presets
 
-    return flat(encode(presets.load(name))) if name in presets.names() else None
-
-
-def _side(values: Mapping[str, Any], name: str) -> str:
-    return _plain(values[name]) if name in values else "–"
+    return presets.load(name) if name in presets.names() else None
 
 
 def command(facts: Mapping[str, Any]) -> str:

@@ -9,8 +9,13 @@ from typing import Any, Literal
 from etils import epath
 
 Line = dict[str, Any]
-Status = Literal["not started", "running", "finished", "failed", "pre-empted"]
-ENDS: dict[str, Status] = {"done": "finished", "failed": "failed", "preempted": "pre-empted"}
+Status = Literal["not started", "running", "finished", "failed", "pre-empted", "interrupted"]
+ENDS: dict[str, Status] = {
+    "done": "finished",
+    "failed": "failed",
+    "preempted": "pre-empted",
+    "interrupted": "interrupted",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

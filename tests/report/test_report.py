@@ -103,6 +103,7 @@ def test_the_head_says_what_ran_and_how_it_went(run):
         (["start", "failed"], "failed"),
         (["start", "preempted"], "pre-empted"),
         (["start", "preempted", "resume"], "running"),
+        (["start", "interrupted"], "interrupted"),
         (["start", "failed", "resume", "evaluation", "done"], "finished"),
     ],
 )
