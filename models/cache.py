@@ -79,7 +79,6 @@ def empty_cache(config: TransformerConfig, batch: int, length: int, dtype: jnp.d
         return LayerCache(mixer=mine, cross=across)
 
     stack: StackConfig = config.stack
-    periods = stack.prefix + stack.pattern + stack.suffix
     layers = StackCache(
         prefix=tuple(of(b) for b in stack.prefix),
         pattern=tuple(of(b, stack.repeats) for b in stack.pattern),
@@ -90,7 +89,7 @@ def empty_cache(config: TransformerConfig, batch: int, length: int, dtype: jnp.d
     return Cache(
         layers=layers,
         segments_BS=slots,
-        positions_BS=slots if any(getattr(b.mixer, "chunk", None) for b in periods) else None,
+        positions_BS=slots if any(getattr(b.mixer, "chunk", None) for b in stack.periods) else None,
         encoded_segments_BS=encoded,
         filled=jnp.int32(0),
     )

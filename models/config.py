@@ -135,7 +135,10 @@ class StackConfig:
 
     def checks(self) -> Checks:
         return (
-            (self.unroll > 0, f"unroll={self.unroll}: expected 1 or more periods"),
+            (
+                1 <= self.unroll <= max(self.repeats, 1),
+                f"unroll={self.unroll}: expected 1 to {max(self.repeats, 1)} periods, the pattern's repeats",
+            ),
             (self.repeats >= 0, f"repeats={self.repeats}: expected 0 or more periods of the pattern"),
             (
                 bool(self.prefix or self.suffix or (self.pattern and self.repeats)),
@@ -144,9 +147,14 @@ class StackConfig:
         )
 
     @property
+    def periods(self) -> tuple[BlockConfig, ...]:
+        """Every kind of layer once: the pattern is not repeated."""
+        return self.prefix + self.pattern + self.suffix
+
+    @property
     def relative(self) -> BlockConfig | None:
         """The first block that reads the stack's shared table of relative biases."""
-        for block in self.prefix + self.pattern + self.suffix:
+        for block in self.periods:
             position = getattr(block.mixer, "position", None)
             if isinstance(position, RelativeBias) and position.shared:
                 return block
@@ -220,6 +228,7 @@ class TaskConfig:
     def checks(self) -> Checks:
         return (
             (self.name.isidentifier(), f"name={self.name!r}: expected a word of letters, digits and underscores"),
+            (self.bias or self.labels is not None, "bias=False: without labels there are no outputs; leave bias out"),
             (self.labels is None or self.labels > 0, f"labels={self.labels}: expected at least 1, or None"),
             (0 <= self.dropout < 1, f"dropout={self.dropout}: expected a probability below 1; 0.1 is usual"),
         )
@@ -283,26 +292,32 @@ class TransformerConfig:
 
     def checks(self) -> Checks:
         stacks = [s for s in (self.encoder, self.decoder) if s]
-        blocks = [b for s in stacks for b in s.prefix + s.pattern + s.suffix]
+        reading = self.decoder.periods if self.decoder else ()
+        others = [*(self.encoder.periods if self.encoder else ()), *((self.ahead.block,) if self.ahead else ())]
+        others += self.generator.encoder.periods if self.generator else ()
         names = [task.name for task in self.tasks]
         return (
             (self.vocab_size > 0, f"vocab_size={self.vocab_size}: expected a positive number; use the tokenizer's"),
             (self.d_model > 0, f"d_model={self.d_model}: expected a positive width"),
             (bool(stacks), "a transformer without encoder and decoder: expected at least one; set decoder"),
             (
-                not any(b.cross for b in blocks) or self.encoder is not None,
+                not any(b.cross for b in reading) or self.encoder is not None,
                 "cross attention without an encoder to attend to; set encoder",
             ),
             (
-                self.embed.width is None or self.head is None or self.head.tied,
-                "head.tied=False: a head of its own reads d_model, embed.width has no meaning for it; set tied=True",
+                not any(b.cross for b in others),
+                "cross attention outside the decoder: nothing else reads an encoder; set cross=None there",
             ),
             (
                 self.embed.width in (None, self.d_model) or self.head is None or self.head.transform is not None,
-                f"embed.width={self.embed.width}: the tied head needs head.transform to come down from {self.d_model}",
+                f"embed.width={self.embed.width}: the head needs head.transform to come down from {self.d_model}",
             ),
             (len(set(names)) == len(names), f"tasks: found the names {names}, expected each once"),
             (self.ahead is None or self.decoder is not None, "ahead predicts what a decoder will read; set decoder"),
+            *(
+                (holds, f"generator: {message}")
+                for holds, message in (self.generates.checks() if self.generates else ())
+            ),
         )
 
     @property

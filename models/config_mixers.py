@@ -173,6 +173,10 @@ class AttentionConfig:
             (self.window is None or self.window > 0, f"window={self.window}: expected at least 1, or None"),
             (self.chunk is None or self.chunk > 0, f"chunk={self.chunk}: expected at least 1, or None"),
             (
+                self.qk_norm is not None or self.qk_norm_over == "head",
+                f"qk_norm_over={self.qk_norm_over!r} without a norm of queries and keys; set qk_norm",
+            ),
+            (
                 not turned or turned % 2 == 0,
                 f"head_dim={self.head_dim} rotates {turned} dimensions, RoPE turns pairs; choose an even number",
             ),

@@ -28,9 +28,8 @@ class Adapted(nnx.Module):
         std = math.prod(sizes[1]) ** -0.5
         self.a = init.raw((*dims[0], *dims[1], rank), std=std, inputs=base.inputs, maps=base.maps)
         self.b = init.raw((*dims[0], rank, *dims[2]), std=0.0, inputs=1, maps=base.maps)
-        self.magnitude = None
-        if config.dora:
-            self.magnitude = init.raw((*dims[0], *dims[2]), std=0.0)
+        self.magnitude = init.raw((*dims[0], *dims[2]), std=0.0) if config.dora else None
+        if self.magnitude is not None:
             self.magnitude.set_value(_norm(base[...], base.maps, base.inputs))
 
     def weight(self, dtype: jnp.dtype) -> jax.Array:

@@ -69,7 +69,7 @@ class Stack(nnx.Module):
 
         layers = (self.pattern, caches, keys)
         run = rematerialise(run, self.config.remat)
-        x_BTD, (caches, losses) = jax.lax.scan(run, x_BTD, layers, unroll=min(self.config.unroll, repeats))
+        x_BTD, (caches, losses) = jax.lax.scan(run, x_BTD, layers, unroll=self.config.unroll)
         return x_BTD, caches, jax.tree.map(lambda x: x.sum(0), losses)
 
 

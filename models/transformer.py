@@ -133,9 +133,7 @@ class Transformer(nnx.Module):
     def _run(self, embed: Embed, stack: Stack, inputs: Inputs, cache: Cache | None, key, encoded=None, source=None):
         positions_BT = _positions(inputs, cache)
         cache = None if cache is None else _noted(cache, inputs, positions_BT, source)
-        c = stack.config
-        blocks = c.prefix + c.pattern + c.suffix
-        rows = self._rows(blocks, inputs, positions_BT, cache, encoded, source and source.segments)
+        rows = self._rows(stack.config.periods, inputs, positions_BT, cache, encoded, source and source.segments)
         x_BTW = embed(inputs.tokens, inputs.types, self.dtype)
         x_BTD, layers, losses = stack(x_BTW, rows, cache and cache.layers, key)
         if cache is not None:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 BLOCK = 64
-"""Rows: fewer waste less at the end of a group, more read each matrix less often. 8 experts of 256 x 512, 8192 rows, Zen 3:
-0.05 CPU-seconds forward against 0.27 of ragged_dot and 0.03 of one dense product."""
+"""Rows: fewer waste less at the end of a group, more read each matrix less often. With 8 experts of
+256 x 512 and 8192 rows, on a Zen 3 core: 0.05 CPU-seconds forward, 0.27 with ragged_dot, 0.03 in one dense product."""
 
 
 def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
