@@ -1,0 +1,110 @@
+"""Every field of checkpoint, evals and log changes what a run leaves behind."""
+
+import math
+import re
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from etils import epath
+
+from pretrain import samples
+from pretrain.config import CheckpointConfig, EvalConfig, LogConfig
+from pretrain.metrics.sinks import read_lines
+from pretrain.optimizer.config import Constant, OptimizerConfig
+from tests.train import tiny
+
+STEPS, ROWS, LENGTH = 12, 8, 32
+DIGIT_ZERO = 4 + ord("0")
+"""Four specials, then the bytes: see `train_sentencepiece`."""
+ONE = {
+    "checkpoint": CheckpointConfig(every=3, keep_latest=2, keep_best=1),
+    "evals": EvalConfig(every=2, batches=1, prompts=("the a",), sample_tokens=3),
+    "log": LogConfig(every=5, tensorboard=True),
+}
+OTHER = {
+    "checkpoint": CheckpointConfig(every=2, keep_latest=1, keep_best=0),
+    "evals": EvalConfig(every=4, batches=2, prompts=("of", "to"), sample_tokens=5),
+    "log": LogConfig(every=4, tensorboard=False),
+}
+RUNS = {"one": ONE, "other": OTHER}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Trained by the first test, looked at by all."""
+    return {name: tmp_path_factory.mktemp("runs") / name for name in RUNS}
+
+
+def generate(model, prompts, *, max_tokens, **_):
+    """In place of the model's own words, which would have to be compiled."""
+    return SimpleNamespace(tokens=[[DIGIT_ZERO] * max_tokens for _ in prompts])
+
+
+@pytest.fixture(params=RUNS)
+def ran(request, runs, train, monkeypatch):
+    """(the folder of a run, the fields it ran with)."""
+    run = runs[request.param]
+    if not run.exists():
+        monkeypatch.setattr(samples, "generate", generate)
+        # The loss rises in the end, so that the best checkpoint is not among the latest.
+        rate = OptimizerConfig(peak_lr=3.0, schedule=Constant(warmup_steps=STEPS))
+        train(run, steps=STEPS, optimizer=rate, **RUNS[request.param])
+    return run, RUNS[request.param]
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    return [e for e in read_lines(epath.Path(run) / "events.jsonl") if e["kind"] == kind]
+
+
+def due(every: int) -> list[int]:
+    return [step for step in range(1, STEPS + 1) if step % every == 0 or step == STEPS]
+
+
+def test_the_two_runs_differ_in_every_field():
+    for name, config in ONE.items():
+        for f in fields(config):
+            assert getattr(config, f.name) != getattr(OTHER[name], f.name), f"{name}.{f.name}"
+
+
+def test_checkpoints_are_written_every_so_many_steps(ran):
+    run, config = ran
+    assert [e["step"] for e in events(run, "checkpoint")] == due(config["checkpoint"].every)
+
+
+def test_the_latest_and_the_best_checkpoints_stay(ran):
+    run, config = ran
+    saved = due(config["checkpoint"].every)
+    loss = {e["step"]: e["loss"] for e in events(run, "evaluation") if e["step"] in saved}
+    best = sorted(loss, key=lambda step: loss[step])[: config["checkpoint"].keep_best]
+    latest = saved[-config["checkpoint"].keep_latest :]
+    assert not set(best) & set(latest), "the best must not stay as one of the latest"
+    assert {int(p.name) for p in (run / "checkpoints").iterdir()} == {*latest, *best}
+
+
+def test_the_validation_split_is_looked_at_every_so_many_steps_for_so_many_batches(ran):
+    run, config = ran
+    found = events(run, "evaluation")
+    assert [e["step"] for e in found] == due(config["evals"].every)
+    assert {math.ceil(e["tokens"] / (ROWS * LENGTH)) for e in found} == {config["evals"].batches}
+
+
+def test_prompts_are_continued_at_every_evaluation_by_so_many_tokens(ran):
+    run, config = ran
+    written = {
+        int(p.stem): re.findall(r"^(.*)⟨(.*)⟩", p.read_text(), re.MULTILINE) for p in (run / "samples").iterdir()
+    }
+    assert sorted(written) == due(config["evals"].every)
+    for continued in written.values():
+        assert continued == [(prompt, "0" * config["evals"].sample_tokens) for prompt in config["evals"].prompts]
+
+
+def test_metrics_are_written_every_so_many_steps(ran):
+    run, config = ran
+    assert [line["step"] for line in tiny.lines(run)] == sorted({1, *due(config["log"].every)})
+
+
+def test_tensorboard_has_the_same_numbers_or_is_not_there(ran):
+    run, config = ran
+    assert (run / "tb").exists() == config["log"].tensorboard == bool(list(run.glob("tb/events*")))
