@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,28 +21,21 @@ MAX_SHARD_BYTES = 5_000_000_000
 """As `transformers` used for years: a shard fits in the memory of a small machine."""
 DTYPES = ("float32", "bfloat16", "float16")
 
-Reader = Callable[[Path], tuple[TransformerConfig, Transformer] | None]
-"""Another layout (a run directory, GGUF): None where the path is not one of its kind."""
-
 
 def load(
     path: str | os.PathLike,
     *,
     dtype: DTypeLike = jnp.float32,
     place: engine.Place = lambda name, param, value: jnp.asarray(value),
-    readers: Sequence[Reader] = (),
 ) -> tuple[TransformerConfig, Transformer]:
     """The config and the model, parameters in f32, activations in `dtype`.
 
-    `place` puts each parameter where it shall live; `readers` are asked first. Never runs code that comes with a
-    checkpoint and never opens a pickle. Raises UserError.
+    `place` puts each parameter where it shall live. Never runs code that comes with a checkpoint and never opens a
+    pickle. Raises UserError.
     """
     folder = Path(path)
     if not folder.exists():
         raise UserError(f"{folder}: no such folder, expected one in the Hugging Face layout; check the path")
-    for reader in readers:
-        if found := reader(folder):
-            return found
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: found no config.json, expected a folder in the Hugging Face layout; check the path")
     values = safetensors.read_json(folder / "config.json")
@@ -67,7 +59,7 @@ def save(
     fields: dict | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[str]:
-    """Writes config.json and the weights into an existing folder; returns the names of the files.
+    """Writes config.json and the weights into a folder; returns the names of the files.
 
     `length`: the longest sequence the model is meant for. `fields`: more of config.json, as `eos_token_id`.
     Raises UserError with every field that no architecture of `transformers` known here has.
@@ -77,6 +69,7 @@ def save(
     family, values = describe(model.config, length)
     values |= {"dtype": dtype, "torch_dtype": dtype, **(fields or {})}  # torch_dtype: the name before version 5
     tensors = engine.to_theirs(family, model, np.dtype(jnp.dtype(dtype)))
+    Path(folder).mkdir(parents=True, exist_ok=True)
     safetensors.write_text(Path(folder) / "config.json", json.dumps(values, indent=2) + "\n")
     return ["config.json", *safetensors.write_folder(Path(folder), tensors, max_shard_bytes)]
 

@@ -321,14 +321,6 @@ def test_a_gpt2_without_its_prefix_is_read(models, tmp_path):
     assert jnp.array_equal(read.decoder.pattern[0].mixer.key[...], models["gpt2"].decoder.pattern[0].mixer.key[...])
 
 
-def test_another_layout_is_read_by_the_reader_that_knows_it(models, tmp_path):
-    config, model = convert.load(
-        tmp_path, readers=[lambda path: None, lambda path: (models["gpt2"].config, models["gpt2"])]
-    )
-    assert model is models["gpt2"]
-    assert config == model.config
-
-
 def test_a_model_over_eight_devices_is_read_and_written_bit_by_bit(tmp_path):
     config = llama(vocab_size=16, d_model=16, layers=2, heads=4, kv_heads=2, d_ff=16)
     rng = np.random.default_rng(0)
