@@ -82,7 +82,6 @@ def test_a_run_is_exported_with_its_tokenizer(tmp_path):
     config = llama(vocab_size=420, d_model=8, layers=1, heads=2, d_ff=12)
     rng = np.random.default_rng(0)
     model = tree.like(tree.abstract(config), lambda _, p: jnp.asarray(rng.normal(size=p.shape), p.dtype))
-    (tmp_path / "source").mkdir()
     convert.save(model, tmp_path / "source", length=77)
     opened = OpenRun(path=epath.Path(tmp_path / "source"), config=None, model=model, tokenizer=tokenizer, step=40)
     report = exchange.export_run(opened, tmp_path / "out", check=True)
