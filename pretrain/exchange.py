@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +160,27 @@ def _transformers_logits(folder: Path, tokens_BT: np.ndarray):
         import transformers
     except ImportError:
         return None
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
-    )
+    with _without_bars(transformers.utils.logging):
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
+        )
     model, info = loaded
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(tokens_BT.astype(np.int64))).logits.numpy()
     version = f"transformers {transformers.__version__}"
     return version, logits, sorted(info["unexpected_keys"]), sorted(info["missing_keys"])
+
+
+@contextmanager
+def _without_bars(logging: Any) -> Iterator[None]:
+    """`transformers` draws no progress bar inside; outside it does as before."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _refuse_strangers(folder: Path) -> None:

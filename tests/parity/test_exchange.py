@@ -43,12 +43,16 @@ def export(model, folder, **more):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_export_proves_itself_to_transformers(model, tmp_path, dtype):
+def test_an_export_proves_itself_to_transformers(model, tmp_path, dtype, capfd, monkeypatch):
+    logging = zoo.transformers.utils.logging
+    monkeypatch.setattr(logging, "_tqdm_active", True)
     export(model, tmp_path / "out", dtype=dtype, max_shard_bytes=20_000)
     report = exchange.check_export(tmp_path / "out", model)
     assert report["max_abs_logit_difference"] <= 2e-5
     assert report["compared_with"] == f"transformers {zoo.transformers.__version__}"
     assert report["unread_tensors"] == []
+    assert capfd.readouterr().err == "", "a library speaks between our lines"
+    assert logging.is_progress_bar_enabled()
 
 
 def test_without_transformers_an_export_is_compared_with_the_model(model, tmp_path, monkeypatch):
