@@ -20,7 +20,7 @@ VERBS = {
     "generate": "continue a prompt",
     "chat": "continue a text in the terminal, line by line",
     "export": "write a run in the Hugging Face layout",
-    "import": "make a run of a Hugging Face folder",
+    "import": "check a Hugging Face folder and keep its model, to generate or start a run from",
     "report": "one offline HTML page about a run",
     "doctor": "look for what is wrong with this machine or with a run",
 }

@@ -9,17 +9,21 @@ from pretrain.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Make a run of a Hugging Face folder, to train on, evaluate or export. Nothing in the folder is executed.
+    """Read a Hugging Face folder, compare its logits with transformers, and write it again in that layout.
+
+    The new folder has no run.json, data or training state: generate, chat, export and --start-from take it, while
+    train and evaluate need a run that starts from it. Nothing in the folder is executed.
 
     examples:
       pretrain import models/SmolLM2-135M --run runs/smollm2
       pretrain import models/gpt2 --run runs/gpt2 --json
+      pretrain train my_run.py --start-from runs/smollm2     where my_run.py has the same model
     """
 
     folder: Positional[str]
     """With config.json, *.safetensors and a tokenizer."""
     run: str
-    """A new run directory."""
+    """A new folder for the model."""
     json: arguments.Json = False
 
     def __call__(self) -> None:

@@ -42,6 +42,7 @@ def export(model, folder, **more):
     exchange.export_model(model, tokenizer_writer, folder, generation={"temperature": 0.7}, card=facts, **more)
 
 
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")  # where the environment forbids them
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_export_proves_itself_to_transformers(model, tmp_path, dtype, capfd, monkeypatch):
     logging = zoo.transformers.utils.logging
