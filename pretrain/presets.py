@@ -32,6 +32,8 @@ def load(name: str) -> Preset:
         return _from_run(name)
     *module, last = name.split(".")
     if name not in names():
+        if (Path("runs") / name / "run.json").exists():
+            raise UserError(f"{name}: no such config, but a run has that name; write runs/{name}")
         raise UserError(flags.no_such(name, names(), "config", "pretrain config list shows all"))
     if name in _modules():
         return importlib.import_module(f"pretrain.configs.{name}").run()

@@ -2,14 +2,15 @@
 
 import json
 import types
-from collections.abc import Collection
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pretrain.errors import UserError
 
 KIND = "kind_of"
+FROM_SHOW = "take the value from `pretrain config show`"
 
 
 def encode(value: Any) -> Any:
@@ -24,28 +25,29 @@ def encode(value: Any) -> Any:
 
 
 def decode(data: Any, annotation: Any, path: str = "config") -> Any:
-    """The value that `encode` wrote. Raises UserError naming the path of whatever does not fit the annotation."""
+    """The value that `encode` wrote. Raises UserError with the paths of all that does not fit the annotation."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation is Any:
         return data
     if origin in (Union, types.UnionType):
         return _decode_union(data, args, path)
     if origin is Literal:
-        return _expect(data in args, data, data, f"one of {args}", path)
+        return _expect(data in args, data, data, _described((annotation,)), path)
     if isinstance(annotation, type) and is_dataclass(annotation):
         return _decode_class(data, annotation, path)
     if origin is tuple:
         _expect(isinstance(data, list), data, data, "a list", path)
         each = args[:1] * len(data) if len(args) == 2 and args[1] is ... else args
-        return tuple(decode(d, a, f"{path}.{i}") for i, (d, a) in enumerate(zip(data, each)))
+        _expect(len(data) == len(each), data, data, f"{len(each)} values", path)
+        return tuple(_parts(dict(enumerate(zip(data, each))), path).values())
     if origin is not None and hasattr(origin, "items"):
         _expect(isinstance(data, dict), data, data, "an object", path)
-        return {k: decode(v, args[1], f"{path}.{k}") for k, v in data.items()}
+        return _parts({k: (v, args[1]) for k, v in data.items()}, path)
     if annotation is float:
         return _expect(type(data) in (int, float), data, lambda: float(data), "a number", path)
     if annotation in (int, str, bool, type(None)):
         wanted = type(None) if annotation is None else annotation
-        return _expect(type(data) is wanted, data, data, wanted.__name__, path)
+        return _expect(type(data) is wanted, data, data, _described((wanted,)), path)
     raise TypeError(f"{path}: no way to read a {annotation}")
 
 
@@ -81,9 +83,7 @@ def _below(name: str, names: Collection[str]) -> bool:
 
 def _expect(holds: bool, data: Any, value: Any, wanted: str, path: str) -> Any:
     if not holds:
-        raise UserError(
-            f"{path}: found {str(data)[:60]!r}, expected {wanted}; take the value from `pretrain config show`"
-        )
+        raise UserError(f"{path}: found {str(data)[:60]!r}, expected {wanted}; {FROM_SHOW}")
     return value() if callable(value) else value
 
 
@@ -99,9 +99,29 @@ def _decode_union(data: Any, args: tuple, path: str) -> Any:
             return decode(data, a, path)
         except UserError as error:
             problem = error
-    names = ", ".join(getattr(a, "__name__", str(a)) for a in args)
     found = data.get(KIND) if isinstance(data, dict) else data
-    raise UserError(f"{path}: found {str(found)[:60]!r}, expected one of {names}; take one of these") from problem
+    raise UserError(f"{path}: found {str(found)[:60]!r}, expected {_described(args)}; {FROM_SHOW}") from problem
+
+
+def _described(annotations: tuple) -> str:
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    out = []
+    for a in annotations:
+        out += map(str, get_args(a)) if get_origin(a) is Literal else [words.get(a, getattr(a, "__name__", str(a)))]
+    return " or ".join(out)
+
+
+def _parts(parts: Mapping[Any, tuple[Any, Any]], path: str) -> dict[Any, Any]:
+    """Each (data, annotation) decoded. Raises one UserError with the problems of all."""
+    values, problems = {}, []
+    for key, (data, annotation) in parts.items():
+        try:
+            values[key] = decode(data, annotation, f"{path}.{key}")
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return values
 
 
 @cache
@@ -112,12 +132,19 @@ def _hints(cls: type) -> dict[str, Any]:
 def _decode_class(data: Any, cls: type, path: str) -> Any:
     _expect(isinstance(data, dict) and data.get(KIND, cls.__name__) == cls.__name__, data, data, cls.__name__, path)
     known = {f.name: f for f in fields(cls)}
-    unknown = [k for k in data if k not in known and k != KIND]
-    missing = [n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
-    if unknown or missing:
-        raise UserError(
-            *(f"{path}.{k}: no such field of {cls.__name__}; remove it" for k in unknown),
-            *(f"{path}.{k}: missing, {cls.__name__} needs it; add it" for k in missing),
-        )
-    hints = _hints(cls)
-    return cls(**{k: decode(v, hints[k], f"{path}.{k}") for k, v in data.items() if k != KIND})
+    problems = [f"{path}.{k}: no such field of {cls.__name__}; remove it" for k in data if k not in known and k != KIND]
+    problems += [
+        f"{path}.{n}: missing, {cls.__name__} needs it; add it" for n in known if n not in data and _required(known[n])
+    ]
+    values, hints = {}, _hints(cls)
+    try:
+        values = _parts({k: (v, hints[k]) for k, v in data.items() if k in known}, path)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return cls(**values)
+
+
+def _required(f: Field) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
