@@ -1,5 +1,6 @@
 """config.json as a value: every field is read, known to be harmless, or refused by name."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from pretrain.models.config import (
     AttentionConfig,
     BlockConfig,
     InitConfig,
+    MlpConfig,
     StackConfig,
     TransformerConfig,
 )
@@ -111,6 +113,11 @@ class Fields:
             self.problems.append(f"{self.where}: {name} is {value}, expected a number above {above}; correct it")
         return value
 
+    def optional(self, name: str, default: Any, kind: type = float) -> Any:
+        """A positive number, or None where null says that there is none; `default` where nothing is said."""
+        self.seen.add(name)
+        return self.positive(name, None, kind) if name in self.values else default
+
     def choose(self, name: str, choices: Mapping[str, Any], default: str) -> Any:
         """What the value stands for."""
         value = self.take(name, str, default)
@@ -158,13 +165,26 @@ def decoder(config: TransformerConfig, architecture: str) -> BlockConfig:
     return block
 
 
+def dense(config: TransformerConfig, architecture: str) -> tuple[BlockConfig, AttentionConfig, MlpConfig]:
+    """The first layer of a decoder and its halves; raises UserError unless they are the plain ones."""
+    block = decoder(config, architecture)
+    if not isinstance(block.mlp, MlpConfig) or not isinstance(block.mixer, AttentionConfig):
+        found = type(block.mlp).__name__.replace("NoneType", "nothing")
+        raise UserError(f"decoder.0.mlp: found {found}, {architecture} has only plain MLPs; export another")
+    return block, block.mixer, block.mlp
+
+
 def expressed(family: Family, config: TransformerConfig, length: int | None = None) -> dict:
     """config.json of this model; raises UserError with every field that `family` would not read back as it is."""
     out = family.to_hf(config, length)
-    lost = differences(essence(config), essence(family.from_hf(out)))
-    if problems := [
-        f"{name}={a!r}: {family.architecture} would read {b!r}, it has no such setting" for name, a, b in lost
-    ]:
+    alike: dict[tuple, list[str]] = {}
+    for name, a, b in differences(essence(config), essence(family.from_hf(out))):
+        alike.setdefault((re.sub(r"\.\d+\.", ".", name), repr(a), repr(b)), []).append(name)
+    problems = []
+    for (_, a, b), (first, *more) in alike.items():
+        where = f"{first}={a} (and {len(more)} more layers)" if more else f"{first}={a}"
+        problems.append(f"{where}: {family.architecture} would read {b}, it has no such setting")
+    if problems:
         raise UserError(*problems)
     return out
 
@@ -176,7 +196,7 @@ def essence(config: TransformerConfig) -> dict:
         if stack is None:
             return None
         layers = {str(i): replace(block, dropout=0.0) for i, block in enumerate(stack.blocks)}
-        return {**layers, "embed_norm": stack.embed_norm, "final_norm": stack.final_norm}
+        return {**layers, **{name: getattr(stack, name) for name in ("positions", "embed_norm", "final_norm")}}
 
     quiet = replace(config, init=InitConfig(), encoder=None, decoder=None, embed=replace(config.embed, dropout=0.0))
     return {"encoder": plain(config.encoder), "decoder": plain(config.decoder), "": quiet}

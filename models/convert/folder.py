@@ -12,11 +12,23 @@ from pretrain.errors import UserError, check
 from pretrain.models.config import TransformerConfig
 from pretrain.models.convert import engine, safetensors
 from pretrain.models.convert.fields import expressed
+from pretrain.models.convert.gemma import GEMMA2_FAMILY, GEMMA3_FAMILY, GEMMA_FAMILY
 from pretrain.models.convert.gpt2 import GPT2
+from pretrain.models.convert.gptj import GPTJ
 from pretrain.models.convert.llama import LLAMA
+from pretrain.models.convert.mistral import MISTRAL
+from pretrain.models.convert.olmo2 import OLMO2
+from pretrain.models.convert.opt import OPT
+from pretrain.models.convert.phi3 import PHI3
+from pretrain.models.convert.qwen import QWEN2_FAMILY, QWEN3_FAMILY
+from pretrain.models.convert.smollm3 import SMOLLM3
 from pretrain.models.transformer import Transformer
 
-FAMILIES: tuple[engine.Family, ...] = (LLAMA, GPT2)
+FAMILIES: tuple[engine.Family, ...] = (
+    *(LLAMA, GPT2, MISTRAL, QWEN2_FAMILY, QWEN3_FAMILY, GEMMA_FAMILY, GEMMA2_FAMILY, GEMMA3_FAMILY),
+    *(OLMO2, PHI3, SMOLLM3, GPTJ, OPT),
+)
+"""A model that several can express is written as the first of them."""
 MAX_SHARD_BYTES = 5_000_000_000
 """As `transformers` used for years: a shard fits in the memory of a small machine."""
 DTYPES = ("float32", "bfloat16", "float16")
@@ -67,6 +79,7 @@ def save(
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
     family, values = describe(model.config, length)
+    values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # a family's defaults are no ids of ours
     values |= {"dtype": dtype, "torch_dtype": dtype, **(fields or {})}  # torch_dtype: the name before version 5
     tensors = engine.to_theirs(family, model, np.dtype(jnp.dtype(dtype)))
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pretrain.models.config import (
+    Activation,
     AttentionConfig,
     BlockConfig,
     EmbedConfig,
@@ -16,7 +17,7 @@ from pretrain.models.config import (
     TransformerConfig,
 )
 from pretrain.models.convert.engine import Family, Rule
-from pretrain.models.convert.fields import Fields, decoder
+from pretrain.models.convert.fields import Fields, dense
 
 ARCHITECTURE = "GPT2LMHeadModel"
 LENGTH = 1024
@@ -29,6 +30,12 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+
+
+def spelled(activation: Activation) -> str:
+    """Its first name in `ACTIVATIONS`; for one that has none there another's, which reads back as another."""
+    return next((name for name, ours in ACTIVATIONS.items() if ours == activation), "gelu_new")
+
 
 RULES = (
     Rule("transformer.wte.weight", "embed/tokens", "v d -> v d"),
@@ -102,10 +109,8 @@ def config_from_hf(values: Mapping[str, Any]) -> TransformerConfig:
 
 def config_to_hf(config: TransformerConfig, length: int | None = None) -> dict:
     """`length` says nothing here: the table of positions does."""
-    block = decoder(config, ARCHITECTURE)
-    attention, norm = block.mixer, block.pre or NormConfig()
-    mlp, positions = block.mlp or MlpConfig(d_ff=1), config.stack.positions
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+    block, attention, mlp = dense(config, ARCHITECTURE)
+    norm, positions = block.pre or NormConfig(), config.stack.positions
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "gpt2",
@@ -115,14 +120,14 @@ def config_to_hf(config: TransformerConfig, length: int | None = None) -> dict:
         "n_layer": len(config.stack.blocks),
         "n_head": attention.heads,
         "n_inner": mlp.d_ff,
-        "activation_function": theirs[mlp.activation],
+        "activation_function": spelled(mlp.activation),
         "layer_norm_epsilon": norm.eps,
         "resid_pdrop": block.dropout,
         "embd_pdrop": config.embed.dropout,
         "attn_pdrop": 0.0,
         "initializer_range": config.init.std,
         "scale_attn_weights": attention.scale is None,
-        "tie_word_embeddings": config.head.tied,
+        "tie_word_embeddings": bool(config.head and config.head.tied),
         "use_cache": True,
     }
 

@@ -10,6 +10,7 @@ from pretrain.models.config import (
     DynamicNtkScaling,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     MlpConfig,
     Rope,
     YarnScaling,
@@ -27,6 +28,8 @@ SCALINGS = [
     DynamicNtkScaling(factor=2.0, original_length=64),
     YarnScaling(factor=4.0, original_length=64, beta_fast=16.0),
     YarnScaling(factor=4.0, original_length=64, attention_factor=1.5),
+    YarnScaling(factor=4.0, original_length=64, truncate=False),
+    LongRopeScaling(short_factors=(1.0, 1.5), long_factors=(2.0, 4.0), original_length=64, attention_factor=1.1),
     Llama3Scaling(factor=32.0),
 ]
 
@@ -72,9 +75,9 @@ def test_what_no_architecture_has_is_named():
     block = tiny.decoder.pattern[0]
     gelu = replace(tiny.decoder, pattern=(replace(block, mlp=MlpConfig(d_ff=12, activation="gelu")),))
     cases = {
-        "decoder.0.mixer.window=4: LlamaForCausalLM would read None, it has no such setting": change(tiny, window=4),
-        "decoder.0.mixer.position.fraction=0.5: LlamaForCausalLM would read 1.0, it has no such setting": change(
-            tiny, position=Rope(fraction=0.5)
+        "decoder.0.mixer.chunk=4: LlamaForCausalLM would read None, it has no such setting": change(tiny, chunk=4),
+        "decoder.0.mixer.position.interleaved=True: LlamaForCausalLM would read False, it has no such setting": change(
+            tiny, position=Rope(interleaved=True)
         ),
         "decoder.0.mlp.activation='gelu': LlamaForCausalLM would read 'silu', it has no such setting": replace(
             tiny, decoder=gelu
@@ -85,16 +88,14 @@ def test_what_no_architecture_has_is_named():
         "decoder.1.mixer.window=256: GPT2LMHeadModel would read None, it has no such setting": gpt2.gpt2(
             d_model=8, layers=2, heads=2, window=256
         ),
-        "config.json: hidden_size is 10, expected a multiple of num_attention_heads=4": llama.llama(
-            vocab_size=9, d_model=10, layers=1, heads=4, head_dim=2, d_ff=12
+        "decoder.1.mixer.window=256 (and 5 more layers): GPT2LMHeadModel would read None, it has no such setting": (
+            gpt3.gpt3_small()
         ),
     }
     for message, config in cases.items():
         with pytest.raises(UserError) as error:
             describe(config)
         assert error.value.problems == (message,)
-    with pytest.raises(UserError, match=r"decoder\.1\.mixer\.window"):
-        describe(gpt3.gpt3_small())
 
 
 def rope(**fields) -> dict:
@@ -135,11 +136,11 @@ REFUSED = {
     ),
     "longrope": (
         read_llama,
-        rope(rope_scaling={"rope_type": "longrope", "factor": 2.0}),
+        rope(rope_scaling={"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0, -1]}),
         [
-            "config.json: RoPE: rope_type is 'longrope', expected one of default, linear, dynamic, yarn, llama3",
-            "config.json: RoPE: factor is 2.0, which LlamaForCausalLM does not have; "
-            "remove it if the model was trained without it",
+            "config.json: RoPE: short_factor is [1.0, -1], expected positive numbers; correct it",
+            "config.json: RoPE: long_factor is nothing, expected list; correct it",
+            "config.json: RoPE: found 1 short_factor and 0 long_factor, expected as many",
         ],
     ),
     "numbers": (
@@ -164,12 +165,17 @@ REFUSED = {
     "partial": (
         read_llama,
         rope(partial_rotary_factor=0.5),
-        ["config.json: partial_rotary_factor is 0.5, only 1.0 is supported in LlamaForCausalLM"],
+        ["config.json: RoPE: partial_rotary_factor is 0.5, only 1.0 is supported in LlamaForCausalLM"],
     ),
-    "untruncated": (
+    "proportional": (
         read_llama,
-        rope(rope_scaling={"type": "yarn", "factor": 2.0, "truncate": False}),
-        ["config.json: RoPE: truncate is False, only True is supported in LlamaForCausalLM"],
+        rope(rope_scaling={"type": "proportional", "factor": 2.0}),
+        [
+            "config.json: RoPE: rope_type is 'proportional', "
+            "expected one of default, linear, dynamic, yarn, llama3, longrope, su",
+            "config.json: RoPE: factor is 2.0, which LlamaForCausalLM does not have; "
+            "remove it if the model was trained without it",
+        ],
     ),
     "gpt2_layer_scale": (
         read_gpt2,

@@ -10,10 +10,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from pretrain import objectives
-from pretrain.config import LossConfig, NextToken
 from pretrain.models import convert, tree
 from pretrain.models.transformer import Inputs
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.build import build as build_objective
+from pretrain.objectives.config import LossConfig, NextToken
 from pretrain.optimizer.build import build
 from pretrain.optimizer.config import AdamW, Constant, Cosine, OptimizerConfig
 from pretrain.state import TrainState
@@ -68,13 +69,13 @@ def our_losses(model, schedule: str, accumulate: int) -> np.ndarray:
     kind = AdamW(b1=b1, b2=b2, eps=1e-8)
     config = OptimizerConfig(kind=kind, schedule=SCHEDULES[schedule], peak_lr=RATE, weight_decay=DECAY, clip_norm=CLIP)
     optimizer = build(config, tree.names(model), tree.matrix_axes(model), STEPS)
-    objective = objectives.build(NextToken(loss=LossConfig(chunk=7)))
+    objective = build_objective(NextToken(loss=LossConfig(chunk=7)))
     step = jax.jit(make_step(objective, optimizer, accumulate), compiler_options={"xla_backend_optimization_level": 0})
     state = TrainState(step=jnp.int32(0), model=model, optimizer=optimizer.init(model), key=jax.random.key(0))
     losses = []
     for rows in batches():
         inputs, targets = Inputs(tokens=jnp.asarray(rows[:, :-1])), jnp.asarray(rows[:, 1:])
-        batch = objectives.Batch(inputs=inputs, targets=targets, weights=jnp.ones(targets.shape))
+        batch = Batch(inputs=inputs, targets=targets, weights=jnp.ones(targets.shape))
         state, metrics = step(state, batch)
         losses.append(metrics["loss"])
     return np.array(losses)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pretrain.models.generate.config import GREEDY
+from pretrain.models.generate.decode import generate
 from pretrain.models.transformer import Inputs, Transformer
 
 torch = pytest.importorskip("torch")
@@ -86,3 +88,25 @@ def our_logits(model: Transformer, tokens_BT: np.ndarray, **more: np.ndarray) ->
 def their_logits(model, tokens_BT: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return model(torch.from_numpy(tokens_BT.astype(np.int64))).logits.numpy()
+
+
+def their_continuation(model, tokens_BT: np.ndarray, length: int = LENGTH) -> np.ndarray:
+    """The rows continued greedily, up to `length` tokens."""
+    ids = torch.from_numpy(tokens_BT.astype(np.int64))
+    settings = {"max_length": length, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **settings).numpy()
+
+
+def our_continuation(model: Transformer, tokens_BT: np.ndarray, length: int = LENGTH) -> np.ndarray:
+    """The same with our decoder and its cache."""
+    more = length - tokens_BT.shape[1]
+    out = generate(model, tokens_BT.tolist(), max_tokens=more, sampling=GREEDY, key=jax.random.key(0))
+    return np.concatenate([tokens_BT, np.array(out.tokens)], axis=1)
+
+
+def reread(folder):
+    """The model in a folder as `transformers` reads it, and what it found missing or too much."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype="float32", output_loading_info=True, attn_implementation="eager"
+    )
+    return model.eval(), info
