@@ -66,4 +66,6 @@ def _misfit(sizes: Mapping[str, int], fixed: int, devices: int) -> str:
         room = devices // other if devices % other == 0 else devices
         divisors = [d for d in range(1, room + 1) if room % d == 0]
         choices = ", ".join(f"{pair[0]}={room // d} x {pair[1]}={d}" for d in divisors[:4])
+    if devices == 1:
+        return f"mesh {product} is {fixed} devices, there is 1; choices: {choices}, or --simulate {fixed} on this CPU"
     return f"mesh {product} is {fixed} devices, there are {devices}; choices: {choices}"
