@@ -181,9 +181,9 @@ def settable(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     for f in fields(config):
         name, now = f"{path}.{f.name}" if path else f.name, getattr(config, f.name)
         holds_classes = isinstance(now, tuple) and any(is_dataclass(item) for item in now)
-        spelled = flags.plain(hints[f.name]) is not None or bool(flags.classes(hints[f.name]))
-        chosen = not is_dataclass(now) or len(flags.options(hints[f.name])) > 1
-        if spelled and chosen and not holds_classes:
+        plain, classes = flags.plain(hints[f.name]) is not None, flags.classes(hints[f.name])
+        another = plain or len(flags.options(hints[f.name])) > 1
+        if (plain or classes) and (another or not is_dataclass(now)) and not holds_classes:
             out[name] = (hints[f.name], now)
         if holds_classes or is_dataclass(now):
             out |= settable(now, name)

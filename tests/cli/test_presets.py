@@ -16,6 +16,7 @@ from pretrain.models.config import LinearScaling, Rope
 from pretrain.models.remat import FULL, SAVE_QKV
 from pretrain.optimizer.config import WSD, AdamW, Cosine, Lion, Muon
 from pretrain.serial import changes, encode
+from pretrain.sharding.rules import AxisRules
 from pretrain.state import make_optimizer
 
 SMOKE = presets.load("runs.smoke")
@@ -144,6 +145,12 @@ def test_remat_is_named_by_its_presets():
     assert changed("--model.decoder.remat full").model.decoder.remat == FULL
     saved = changed("--model.decoder.remat full --model.decoder.remat.save query").model.decoder.remat
     assert saved.save == ("query",)
+
+
+def test_a_table_of_rules_gives_way_to_a_named_one():
+    table = replace(SMOKE, rules=AxisRules(used={"batch": ("data",)}))
+    assert changed("--rules dp", table).rules == "dp"
+    assert changed("--seed 1", table).rules == table.rules
 
 
 def test_all_problems_come_at_once():
