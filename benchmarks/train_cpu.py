@@ -40,10 +40,10 @@ def ours() -> Callable[[], object]:
     import jax
     import numpy as np
 
-    from pretrain import objectives
     from pretrain.config import BatchConfig, RunConfig
     from pretrain.data.config import CorpusConfig, DataConfig, StandardLibrary
     from pretrain.feed import Feed
+    from pretrain.objectives.build import build
     from pretrain.optimizer.config import Constant, OptimizerConfig
     from pretrain.sharding import mesh as meshes
     from pretrain.sharding import place
@@ -71,8 +71,8 @@ def ours() -> Callable[[], object]:
     with place.use(mesh, place.NOWHERE):
         optimizer = make_optimizer(config, np.float32)
         state = create(config, optimizer, np.float32, mesh)
-        step = jax.jit(make_step(objectives.build(config.objective), optimizer, 1), donate_argnums=0)
-        feed = Feed(mesh, BATCH, LENGTH)
+        step = jax.jit(make_step(build(config.objective), optimizer, 1), donate_argnums=0)
+        feed = Feed(mesh, BATCH)
         compiled = step.lower(state, feed.on_device(batch)).compile()
 
     def run() -> float:

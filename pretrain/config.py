@@ -6,37 +6,12 @@ from typing import Literal
 from pretrain.data.config import DataConfig
 from pretrain.errors import check
 from pretrain.models.config import MoeConfig, TransformerConfig
+from pretrain.objectives.config import NextToken, Objective
 from pretrain.optimizer.config import OptimizerConfig
 from pretrain.sharding.mesh import MeshConfig
 from pretrain.sharding.rules import AxisRules
 
 Checks = tuple[tuple[bool, str], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    chunk: int = 32
-    """Tokens of each row whose logits exist at the same time."""
-    z_loss: float = 0.0
-    """Weight of log(Z)^2 (PaLM, Chowdhery et al. 2022, section 5); 1e-4 is usual."""
-    label_smoothing: float = 0.0
-
-    def checks(self) -> Checks:
-        return (
-            (self.chunk > 0, f"chunk={self.chunk}: expected a positive number of tokens; 128 is usual"),
-            (self.z_loss >= 0, f"z_loss={self.z_loss}: expected 0 or more; 1e-4 is usual"),
-            (
-                0 <= self.label_smoothing < 1,
-                f"label_smoothing={self.label_smoothing}: expected a share below 1; 0.1 is usual",
-            ),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextToken:
-    """Predict each token from those before it in its document."""
-
-    loss: LossConfig = field(default_factory=LossConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +85,7 @@ class RunConfig:
     optimizer: OptimizerConfig
     steps: int
     batch: BatchConfig
-    objective: NextToken = field(default_factory=NextToken)
+    objective: Objective = field(default_factory=NextToken)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     rules: Layout | AxisRules = "fsdp"
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -136,10 +111,6 @@ class RunConfig:
                 f"simulate={self.simulate}: expected devices, or None",
             ),
             (
-                self.model.decoder is not None,
-                "model has no decoder, next-token prediction needs it; set model.decoder",
-            ),
-            (
                 self.data.sequence_length <= room,
                 f"data.sequence_length={self.data.sequence_length} is longer than the table of {room} positions; "
                 "shorten it or lengthen model.decoder.positions",
@@ -149,6 +120,7 @@ class RunConfig:
                 f"data.corpus.tokenizer.vocab_size={vocab} does not fit model.vocab_size={self.model.vocab_size}; "
                 "make the model's at least as large",
             ),
+            *((holds, f"objective: {message}") for holds, message in self.objective.model_checks(self.model)),
             *((holds, f"optimizer.{message}") for holds, message in self.optimizer.step_checks(self.steps)),
         )
 

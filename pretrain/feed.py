@@ -8,8 +8,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from pretrain.data.pipeline import Pipeline, combine, row_hashes
-from pretrain.models.transformer import Inputs
-from pretrain.objectives import Batch
+from pretrain.objectives.batch import Batch, gathered
 from pretrain.sharding import place
 
 HostBatch = dict[str, np.ndarray]
@@ -18,37 +17,35 @@ HostBatch = dict[str, np.ndarray]
 class Feed:
     """Knows which rows of a global batch this process needs, and puts them where they belong."""
 
-    def __init__(self, mesh: Mesh, rows: int, length: int):
-        self.sharding = NamedSharding(mesh, place.spec("batch", None))
-        self.shape = (rows, length)
-        indices = self.sharding.addressable_devices_indices_map(self.shape).values()
+    def __init__(self, mesh: Mesh, rows: int):
+        self.mesh, self.count = mesh, rows
+        indices = self._sharding(1).addressable_devices_indices_map((rows,)).values()
         needed = [index[0].indices(rows)[:2] for index in indices if index is not None]
         self.rows = slice(min(a for a, _ in needed), max(b for _, b in needed))
 
     def on_device(self, batch: HostBatch) -> Batch:
-        put = {name: self._put(array) for name, array in batch.items()}
-        inputs = Inputs(tokens=put["tokens"], positions=put["positions"], segments=put["segments"])
-        return Batch(inputs=inputs, targets=put["targets"], weights=put["weights"])
+        return gathered({name: self._put(array) for name, array in batch.items()})
 
     def hash(self, batch: HostBatch) -> str:
         """Of the global batch; every process must call it for the same step."""
         hashes = row_hashes(batch)
         if jax.process_count() == 1:
             return combine(hashes)
-        mine = np.zeros((self.shape[0], len(hashes[0])), np.uint8)
+        mine = np.zeros((self.count, len(hashes[0])), np.uint8)
         mine[self.rows] = [np.frombuffer(h, np.uint8) for h in hashes]
         everyone = np.max(multihost_utils.process_allgather(mine), axis=0)
         return combine([row.tobytes() for row in everyone])
 
+    def _sharding(self, dimensions: int) -> NamedSharding:
+        return NamedSharding(self.mesh, place.spec("batch", *[None] * (dimensions - 1)))
+
     def _put(self, array: np.ndarray) -> jax.Array:
         def part(index):
-            rows = slice(
-                index[0].indices(self.shape[0])[0] - self.rows.start,
-                index[0].indices(self.shape[0])[1] - self.rows.start,
-            )
-            return array[rows]
+            begin, end, _ = index[0].indices(self.count)
+            return array[begin - self.rows.start : end - self.rows.start]
 
-        return jax.make_array_from_callback(self.shape, self.sharding, part)
+        shape = (self.count, *array.shape[1:])
+        return jax.make_array_from_callback(shape, self._sharding(array.ndim), part)
 
 
 def train_batches(pipeline: Pipeline, feed: Feed, start: int, stop: int, data) -> Generator[HostBatch, None, None]:

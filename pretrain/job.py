@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from pretrain import objectives
 from pretrain import run as runs
 from pretrain.checkpoint import manager
 from pretrain.checkpoint.manager import Checkpoints, Progress
@@ -26,6 +25,8 @@ from pretrain.feed import Feed
 from pretrain.metrics.progress import short_exponent
 from pretrain.metrics.sinks import Recorder, read_lines
 from pretrain.models import accounting, tree
+from pretrain.objectives.build import build as build_objective
+from pretrain.objectives.transforms import transform
 from pretrain.opened import with_parameters
 from pretrain.optimizer.schedules import learning_rate
 from pretrain.sharding import mesh as meshes
@@ -101,16 +102,17 @@ def train(
         flops = accounting.flops_per_token(config.model, config.data.sequence_length)
         if speaks:
             _write_facts(config, run, flops, preset)
-        feed = Feed(mesh, config.batch.rows, config.data.sequence_length)
+        feed, objective = Feed(mesh, config.batch.rows), build_objective(config.objective)
+        rows = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
         job = Job(
             config=config,
             run=run,
             mesh=mesh,
             train=train_split,
             tokenizer=tokenizer,
-            pipeline=Pipeline.from_config(train_split, config.data, config.batch.rows),
+            pipeline=Pipeline.from_config(train_split, rows, config.data, config.batch.rows),
             feed=feed,
-            evaluator=Evaluator(config, objectives.build(config.objective), validation, feed),
+            evaluator=Evaluator(config, objective, rows, validation, feed),
             checkpoints=checkpoints,
             recorder=Recorder(run, tensorboard=config.log.tensorboard, active=speaks),
             flops_per_token=flops,
@@ -120,7 +122,7 @@ def train(
         for note in notes:
             _say(speaks, note)
             job.recorder.event("changed", step=progress.step, what=note)
-        step = make_step(objectives.build(config.objective), optimizer, config.batch.accumulate)
+        step = make_step(objective, optimizer, config.batch.accumulate)
         try:
             return loop(job, jax.jit(step, donate_argnums=0), state, progress)
         finally:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pretrain.objectives import Batch, Loss, Objective
+from pretrain.objectives.batch import Batch, Loss, Objective
 from pretrain.sharding import place
 from pretrain.state import TrainState
 

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, LossConfig, NextToken, RunConfig
+from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, RunConfig
 from pretrain.configs.llama import llama
 from pretrain.data.config import CorpusConfig, DataConfig, JsonLines, TrainSentencePiece
 from pretrain.models.remat import SAVE_ATTENTION
+from pretrain.objectives.config import LossConfig, NextToken
 from pretrain.optimizer.config import WSD, OptimizerConfig
 from pretrain.sharding.mesh import MeshConfig
 

@@ -88,7 +88,10 @@ class Inspect:
         from pretrain.data.pipeline import Pipeline
 
         train, _, tokenizer = prepare_if_needed(config.data, folder, prepare=False)
-        pipeline = Pipeline.from_config(train, config.data, rows)
+        from pretrain.objectives.transforms import transform
+
+        rule = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
+        pipeline = Pipeline.from_config(train, rule, config.data, rows)
         chosen = range(rows) if self.row is None else [self.row]
         segments = [s for row in chosen for s in _segments(pipeline, tokenizer, self.step - 1, row)]
         output.show({"step": self.step, "segments": segments}, self.json, [_told(s) for s in segments])
@@ -103,7 +106,7 @@ def _prepared(name: str) -> Path:
 
 
 def _segments(pipeline, tokenizer, step: int, row: int) -> list[dict]:
-    tokens = pipeline.rows(step, slice(row, row + 1))["tokens"][0]
+    tokens = pipeline.raw(step, slice(row, row + 1)).tokens[0]
     return [
         {
             "row": row,

@@ -12,7 +12,7 @@ def _round_keys(seed: int, epoch: int) -> np.ndarray:
     return np.frombuffer(digest, "<u8")
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """MurmurHash3's 64-bit finaliser: every input bit reaches every output bit."""
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
@@ -26,8 +26,8 @@ def _scramble(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
     low, high = x & low_mask, x >> low_bits
     for i in range(0, ROUNDS, 2):
-        high = high ^ (_mix(low ^ keys[i]) & high_mask)
-        low = low ^ (_mix(high ^ keys[i + 1]) & low_mask)
+        high = high ^ (mix(low ^ keys[i]) & high_mask)
+        low = low ^ (mix(high ^ keys[i + 1]) & low_mask)
     return (high << low_bits) | low
 
 

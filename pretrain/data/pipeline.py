@@ -1,6 +1,7 @@
 """Batches as a pure function of (seed, step), whoever computes them.
 
-Sample g = step * batch + row of the run is window permute(g mod n) of epoch g // n, with n windows in an epoch.
+Sample g = step * batch + row of the run is row permute(g mod n) of epoch g // n of the plan, with n rows in an epoch;
+what is drawn at random for it comes from (seed, g).
 """
 
 import functools
@@ -9,25 +10,26 @@ import itertools
 import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pretrain.data.config import DataConfig
-from pretrain.data.pack import Batch, pack, padding
+from pretrain.data.draws import row_keys
 from pretrain.data.permute import permute
+from pretrain.data.plan import Plan
 from pretrain.data.processes import die_with_parent
+from pretrain.data.rows import Batch, Raw, Transform, read
 from pretrain.data.windows import Piece, Split
 from pretrain.errors import UserError
 
 NO_END = 1 << 62  # Grain wants to know how many steps there are
-HASHED = ("tokens", "segments", "targets")
 
 
 @dataclass(frozen=True)
 class Pipeline:
     split: Split
-    sequence_length: int
+    transform: Transform
     batch: int  # rows of the global batch
     seed: int = 0
     shuffle: bool = True
@@ -35,26 +37,38 @@ class Pipeline:
     def __post_init__(self):
         if not self.split.tokens:
             message = f"found no document in the {self.split.name} split of {self.split.folder}, expected some"
-            raise UserError(f"{message}, do prepare more text or change validation_fraction")
+            raise UserError(f"{message}; prepare more text or change validation_fraction")
 
     @classmethod
-    def from_config(cls, split: Split, data: DataConfig, batch: int) -> "Pipeline":
-        return cls(split, data.sequence_length, batch, data.seed, data.shuffle)
+    def from_config(cls, split: Split, transform: Transform, data: DataConfig, batch: int) -> "Pipeline":
+        return cls(split, transform, batch, data.seed, data.shuffle)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return self.transform.plan(self.split)
+
+    def samples(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        """Number in the run of each row of the global batch of `step`."""
+        return step * self.batch + np.arange(self.batch)[rows]
 
     def windows(self, step: int, rows: slice = slice(None)) -> np.ndarray:
-        """Number of the window behind each row."""
-        sample = step * self.batch + np.arange(self.batch)[rows]
-        n = self.split.windows(self.sequence_length)
-        epochs, places = np.divmod(sample, n)
+        """Number in the plan of each row."""
+        n = self.plan.rows
+        epochs, places = np.divmod(self.samples(step, rows), n)
         if self.shuffle:
             for epoch in np.unique(epochs):
                 now = epochs == epoch
                 places[now] = permute(places[now], n, seed=self.seed, epoch=int(epoch))
         return places
 
+    def raw(self, step: int, rows: slice = slice(None)) -> Raw:
+        """Rows of the global batch of `step`, before the transform."""
+        keys = row_keys(self.seed, self.samples(step, rows), "train")
+        return read(self.split, self.plan, self.transform.room, self.windows(step, rows), keys)
+
     def rows(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Rows of the global batch of `step`: see `pack` for the arrays."""
-        return read_windows(self.split, self.windows(step, rows), self.sequence_length)
+        """Rows of the global batch of `step`: see the transform for the arrays."""
+        return self.transform(self.raw(step, rows))
 
     def iterate(
         self,
@@ -73,9 +87,12 @@ class Pipeline:
         return _prefetched(_Rows(self, rows), steps, workers, read_threads, prefetch)
 
     def sources(self, step: int, row: int) -> list[Piece]:
-        """Where the tokens of a row came from; piece i is the row's segment i + 1."""
-        window = int(self.windows(step, slice(row, row + 1))[0])
-        return self.split.pieces(window * self.sequence_length, self.sequence_length)
+        """Where the tokens of a row came from, in the order of `raw`; packed, piece i is segment i + 1."""
+        out, at = [], 0
+        for position, n in self.plan.runs(int(self.windows(step, slice(row, row + 1))[0])):
+            out += [replace(p, start=at + p.start) for p in self.split.pieces(position, n)]
+            at += n
+        return out
 
 
 @dataclass(frozen=True)
@@ -110,25 +127,19 @@ def _start_worker(parent: int, number: int, workers: int) -> None:
     die_with_parent(parent)
 
 
-def read_windows(split: Split, numbers: np.ndarray, length: int) -> Batch:
-    B = len(numbers)
-    tokens, starts = np.zeros((B, length + 1), np.int32), np.zeros((B, length + 1), bool)
-    lengths = [split.fill(int(n) * length, tokens[b], starts[b]) for b, n in enumerate(numbers)]
-    return pack(tokens, starts, np.array(lengths))
-
-
-def validation_batches(split: Split, sequence_length: int, batch: int, limit: int | None = None) -> Iterator[Batch]:
-    """Each window once, in order, at most `limit` batches; the last is filled up with rows of padding."""
-    n = split.windows(sequence_length)
-    for begin in itertools.islice(range(0, n, batch), limit):
-        numbers = np.arange(begin, min(begin + batch, n))
-        rows, rest = read_windows(split, numbers, sequence_length), padding(batch - len(numbers), sequence_length)
-        yield {name: np.concatenate([rows[name], rest[name]]) for name in rows}
+def validation_batches(split: Split, transform: Transform, batch: int, limit: int | None = None) -> Iterator[Batch]:
+    """Each row of the plan once, in order, always the same, at most `limit` batches; padding fills the last."""
+    plan = transform.plan(split)
+    for begin in itertools.islice(range(0, plan.rows, batch), limit):
+        numbers = np.arange(begin, min(begin + batch, plan.rows))
+        rows = transform(read(split, plan, transform.room, numbers, row_keys(0, numbers, "validation")))
+        missing = batch - len(numbers)
+        yield {name: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for name, a in rows.items()}
 
 
 def row_hashes(batch: Batch) -> list[bytes]:
-    """One digest for each row, of its token, segment and target bytes (little-endian int32)."""
-    arrays = [np.ascontiguousarray(batch[name], "<i4") for name in HASHED]
+    """One digest for each row, of the little-endian bytes of all its arrays in the order of their names."""
+    arrays = [np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for _, a in sorted(batch.items())]
     return [
         hashlib.blake2b(b"".join(a[b].tobytes() for a in arrays), digest_size=16).digest()
         for b in range(len(arrays[0]))

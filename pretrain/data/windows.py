@@ -62,9 +62,6 @@ class Split:
         """Text bytes of the whole split over its tokens (bos and eos counted): turns nats a token into bits a byte."""
         return self.text_bytes / self.tokens
 
-    def windows(self, length: int) -> int:
-        return -(-self.tokens // length)
-
     def fill(self, position: int, tokens: np.ndarray, starts: np.ndarray) -> int:
         """Copies the window at `position`, returns how many of its T tokens exist.
 

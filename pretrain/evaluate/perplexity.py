@@ -10,11 +10,14 @@ from jax.sharding import NamedSharding
 from pretrain.config import RunConfig
 from pretrain.data.corpus import corpus_folder
 from pretrain.data.pipeline import validation_batches
+from pretrain.data.rows import Transform
 from pretrain.data.windows import Split
 from pretrain.errors import UserError
 from pretrain.feed import Feed
 from pretrain.models.transformer import Transformer
-from pretrain.objectives import Objective, build
+from pretrain.objectives.batch import Objective
+from pretrain.objectives.build import build
+from pretrain.objectives.transforms import transform
 from pretrain.opened import OpenRun
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
@@ -28,8 +31,8 @@ Batches = int | Literal["all"]
 class Evaluator:
     """Looks at the same batches of the validation split each time."""
 
-    def __init__(self, config: RunConfig, objective: Objective, split: Split, feed: Feed):
-        self.config, self.split, self.feed = config, split, feed
+    def __init__(self, config: RunConfig, objective: Objective, rows: Transform, split: Split, feed: Feed):
+        self.config, self.transform, self.split, self.feed = config, rows, split, feed
         self._sums = jax.jit(lambda model, batch: objective(model, batch, None))
         if not split.tokens:
             raise UserError(
@@ -41,7 +44,7 @@ class Evaluator:
         """`batches`: None is as many as the config says."""
         limit = None if batches == "all" else batches or self.config.evals.batches
         rows, total, weight = self.config.batch.rows, 0.0, 0.0
-        for batch in validation_batches(self.split, self.config.data.sequence_length, rows, limit):
+        for batch in validation_batches(self.split, self.transform, rows, limit):
             mine = {name: array[self.feed.rows] for name, array in batch.items()}
             sums = self._sums(model, self.feed.on_device(mine))
             total, weight = total + float(sums.total), weight + float(sums.weight)
@@ -68,7 +71,8 @@ def evaluate(opened: OpenRun, *, batches: Batches | None = None) -> dict[str, An
     mesh = meshes.build(config.mesh, jax.devices()[:1])
     with place.use(mesh, PRESETS["dp"]()):
         split = Split(corpus_folder(config.data, opened.path / "data"), "validation")
-        feed = Feed(mesh, config.batch.rows, config.data.sequence_length)
-        evaluator = Evaluator(config, build(config.objective), split, feed)
+        assert opened.tokenizer is not None
+        rows = transform(config.objective, opened.tokenizer, config.data.sequence_length, config.model)
+        evaluator = Evaluator(config, build(config.objective), rows, split, Feed(mesh, config.batch.rows))
         model = jax.device_put(opened.model, NamedSharding(mesh, jax.P()))
         return {"step": opened.step, **evaluator(model, batches)}

@@ -55,10 +55,12 @@ def test_inspect_of_a_row_is_that_row_of_the_batch(result):
 
 def test_step_counts_as_in_the_metrics(result):
     from pretrain.data.corpus import prepare_if_needed
+    from pretrain.data.pack import Packed
     from pretrain.data.pipeline import Pipeline
 
     train, _, tokenizer = prepare_if_needed(tiny().data, "runs/begun/data", prepare=False)
-    first = Pipeline.from_config(train, tiny().data, tiny().batch.rows).rows(0, slice(0, 1))["tokens"][0].tolist()
+    rows = Packed(tiny().data.sequence_length)
+    first = Pipeline.from_config(train, rows, tiny().data, tiny().batch.rows).rows(0, slice(0, 1))["tokens"][0].tolist()
     segments = result("data", "inspect", "begun", "--step", "1", "--row", "0", "--json")["segments"]
     assert segments[0]["text"] == tokenizer.decode(first[: segments[0]["tokens"]])
 

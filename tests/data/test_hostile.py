@@ -20,6 +20,7 @@ from pretrain.data.config import (
     TrainSentencePiece,
 )
 from pretrain.data.corpus import prepare_if_needed
+from pretrain.data.pack import Packed
 from pretrain.data.pipeline import Pipeline
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.data.windows import Split
@@ -253,7 +254,7 @@ def test_a_damaged_folder_is_named_with_the_file(name, prepared):
     act, expected = FOLDERS[name]
     act(prepared)
     with pytest.raises(UserError) as error:
-        list(Pipeline(Split(prepared, "train"), 50, 4).iterate(0, stop_step=20, read_threads=0))
+        list(Pipeline(Split(prepared, "train"), Packed(50), 4).iterate(0, stop_step=20, read_threads=0))
     found = re.sub(r"\d{3,}( bytes|,)", r"SIZE\1", message(error, prepared))
     assert re.sub(r"\(.*\)", "(REASON)", found) == expected
 

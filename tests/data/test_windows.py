@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.pack import pack
+from pretrain.data.plan import Windows
 from pretrain.data.records import Record, ShardWriter, decode_record, encode_record
 from pretrain.data.sources import read_document
 from pretrain.data.windows import Split
@@ -53,8 +54,8 @@ def test_windows_are_the_stream_whatever_the_records_and_shards(tmp_path_factory
     first = {document[0] for shard in shards for document in shard}
     last = {document[-1] for shard in shards for document in shard}
     assert split.tokens == len(stream)
-    assert split.windows(T) == -(-len(stream) // T)
-    for number in range(split.windows(T)):
+    assert Windows(split.tokens, T).rows == -(-len(stream) // T)
+    for number in range(Windows(split.tokens, T).rows):
         tokens, starts, n = window(split, number, T)
         expected = stream[number * T : number * T + T]
         assert tokens[:n].tolist() == expected
@@ -116,7 +117,7 @@ def test_a_record_survives_storage_and_refuses_a_cut():
 
 def test_the_pieces_of_a_window_lead_back_to_the_source_text(data, opened):
     train, _, tokenizer = opened
-    for number in range(0, train.windows(50), 7):
+    for number in range(0, train.tokens // 50, 7):
         tokens, _, _ = window(train, number, 50)
         for piece in train.pieces(number * 50, 50):
             text = read_document(data.corpus.source, piece.file, piece.row).text

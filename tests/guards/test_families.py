@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pretrain.config import NextToken
 from pretrain.configs import gpt2, gpt3, llama
 from pretrain.models import accounting, tree
 from pretrain.models.config import SinusoidalPositions
 from pretrain.models.transformer import Inputs, Transformer
-from pretrain.objectives import Batch, build
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.build import build
+from pretrain.objectives.config import NextToken
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
 from pretrain.sharding.mesh import MeshConfig

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from pretrain import objectives
 from pretrain.checkpoint.manager import Checkpoints, Progress
 from pretrain.config import BatchConfig, CheckpointConfig
 from pretrain.feed import Feed
+from pretrain.objectives.build import build
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
 from pretrain.sharding.mesh import MeshConfig
@@ -57,8 +57,8 @@ class World:
         self.rules = PRESETS[rules]()
         with self.use():
             self.optimizer = make_optimizer(self.config, np.float32)
-            self.feed = Feed(self.mesh, ROWS, LENGTH)
-            step = make_step(objectives.build(self.config.objective), self.optimizer, accumulate)
+            self.feed = Feed(self.mesh, ROWS)
+            step = make_step(build(self.config.objective), self.optimizer, accumulate)
             self.step = jax.jit(step)
             self.state = create(self.config, self.optimizer, np.float32, self.mesh)
 

@@ -7,10 +7,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, LossConfig, NextToken, RunConfig
+from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, RunConfig
 from pretrain.configs.llama import llama
 from pretrain.data.config import CorpusConfig, DataConfig, TextFiles, TrainSentencePiece
 from pretrain.metrics.sinks import read_lines
+from pretrain.objectives.config import LossConfig, NextToken
 from pretrain.optimizer.config import Constant, OptimizerConfig
 from pretrain.sharding.mesh import MeshConfig
 
