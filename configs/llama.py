@@ -98,8 +98,3 @@ def llama3_405b() -> TransformerConfig:
         theta=5e5,
         scaling=Llama3Scaling(factor=8.0),
     )
-
-
-def smollm2_135m() -> TransformerConfig:
-    """Allal et al. 2025."""
-    return llama(vocab_size=49152, d_model=576, layers=30, heads=9, kv_heads=3, d_ff=1536, theta=1e5, tied=True)

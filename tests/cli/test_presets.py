@@ -46,8 +46,8 @@ def test_a_config_comes_from_a_name_a_file_or_a_run(world):
 
 def test_a_file_may_hold_a_model_alone(tmp_path):
     path = tmp_path / "model.py"
-    path.write_text("from pretrain.configs.llama import smollm2_135m as run\n")
-    assert presets.load(str(path)) == presets.load("llama.smollm2_135m")
+    path.write_text("from pretrain.configs.smollm import smollm2_135m as run\n")
+    assert presets.load(str(path)) == presets.load("smollm.smollm2_135m")
 
 
 def test_values_of_every_kind_can_be_set():

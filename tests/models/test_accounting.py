@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from pretrain.configs import gpt2, gpt3, llama
+from pretrain.configs import gpt2, gpt3, llama, smollm
 from pretrain.models import accounting, tree
 from pretrain.models.config import (
     AheadConfig,
@@ -40,7 +40,7 @@ PUBLISHED = {
     "llama.llama2_13b": 13015864320,
     "llama.llama2_70b": 68976648192,
     "llama.llama3_8b": 8030261248,
-    "llama.smollm2_135m": 134515008,
+    "smollm.smollm2_135m": 134515008,
     "gpt2.small": 124439808,
     "gpt2.medium": 354823168,
     "gpt2.large": 774030080,
