@@ -8,6 +8,7 @@ import functools
 import hashlib
 import itertools
 import os
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -125,6 +126,7 @@ def _prefetched(
 
 def _start_worker(parent: int, number: int, workers: int) -> None:
     die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and the run still asks for batches
 
 
 def validation_batches(split: Split, transform: Transform, batch: int, limit: int | None = None) -> Iterator[Batch]:
