@@ -48,7 +48,7 @@ PUBLISHED = {
 }
 PRESETS = {
     f"{module.__name__.rsplit('.', 1)[1]}.{name}": make
-    for module in (gpt2, gpt3, llama)
+    for module in (gpt2, gpt3, llama, smollm)
     for name, make in inspect.getmembers(module, inspect.isfunction)
     if make.__module__ == module.__name__ and not inspect.signature(make).parameters
 }
