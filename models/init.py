@@ -62,6 +62,10 @@ class Init:
         """Rows looked up by number."""
         return self._param(dims, std=self.config.std if self.config.embed_std is None else self.config.embed_std)
 
+    def relative(self, *dims: tuple[Axis | None, int]) -> nnx.Param:
+        """Biases of distances: "t5" starts them like what reads the residual stream."""
+        return self._param(dims, std=self.d_model**-0.5 if self.config.kind == "t5" else self.config.std)
+
     def vector(self, value: float, *dims: tuple[Axis | None, int], sign_rate: float | None = None) -> nnx.Param:
         """A norm's scale or a bias. `sign_rate`: see `tree.sign_rates`."""
         return self._param(dims, fill=value, sign_rate=sign_rate)

@@ -83,7 +83,7 @@ def relative_table(block: BlockConfig | None, init: Init) -> nnx.Param | None:
         return None
     mixer, kv_heads = block.mixer, block.mixer.kv_heads
     heads = ("kv_heads", kv_heads), ("groups", mixer.heads // kv_heads)
-    return init.table(("table", block.mixer.position.buckets), *heads)
+    return init.relative(("table", block.mixer.position.buckets), *heads)
 
 
 def added(*parts: Losses) -> Losses:

@@ -40,7 +40,7 @@ class Attention(nnx.Module):
         self.key_norm = Norm(c.qk_norm, init, *((kv, hd) if over else (hd,))) if c.qk_norm else None
         self.sinks = init.vector(0.0, kv, groups) if c.sinks else None
         own = isinstance(c.position, RelativeBias) and not c.position.shared
-        self.relative = init.table(("table", c.position.buckets), kv, groups) if own else None
+        self.relative = init.relative(("table", c.position.buckets), kv, groups) if own else None
 
     def __call__(self, x_BTD: jax.Array, rows: Rows, cache: KeyValues | None = None, *, cross: bool = False):
         """Returns (y_BTD, cache). `cross`: keys and values come from the encoder's output."""
