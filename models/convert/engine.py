@@ -1,53 +1,62 @@
-"""Weights of another house as a table: each row names a tensor there, parameters here, and how one becomes the other.
-
-The same row is read for import and for export. Sizes are never written down: the shapes of our parameters give them.
-"""
+"""Weights of another house, in and out, by a family's table of rows: see `rules`."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-import einops
+import jax
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from pretrain.errors import UserError
 from pretrain.models import tree
-from pretrain.models.config import StackConfig, TransformerConfig
+from pretrain.models.config import TransformerConfig
+from pretrain.models.convert.rules import Part, Row, Rule, table
 from pretrain.models.convert.safetensors import Tensor, listed
 from pretrain.models.transformer import Transformer
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """What a checkpoint may hold; anything else is quantised, or not a weight."""
 
+Answer = Callable[[Transformer, jax.Array], jax.Array]
+"""From a model and its last hidden states to one of its outputs."""
+
+
+def logits(model: Transformer, hidden_BTD: jax.Array) -> jax.Array:
+    return model.logits(hidden_BTD)
+
+
+def hidden(model: Transformer, hidden_BTD: jax.Array) -> jax.Array:
+    return hidden_BTD
+
+
+def task(name: str, *at: int) -> Answer:
+    """What a task says; `at`: one number of each."""
+    return lambda model, hidden_BTD: model.task(name, hidden_BTD)[(..., *at)]
+
 
 @dataclass(frozen=True)
-class Rule:
-    """One tensor there and what it is here.
-
-    In `theirs`, {i} is the number of the layer; in `ours`, {layer} is its place in the stack (`pattern/0`, with the
-    repeat as leading axis). `pattern` is einops, read from theirs to ours; on our side each axis has a name of its own.
-    A fused tensor has tuples of `ours` and `pattern`: its parts, one after another along `axis` of theirs.
-    A row whose parameters the model does not have (a bias, a head) is left out.
-    """
+class Constant:
+    """A tensor of theirs that no parameter here holds, because it follows from the config: written, and compared where
+    it is read."""
 
     theirs: str
-    ours: str | tuple[str, ...]
-    pattern: str | tuple[str, ...]
-    axis: int = 0
-
-    def parts(self) -> tuple[tuple[str, str], ...]:
-        ours = (self.ours,) if isinstance(self.ours, str) else self.ours
-        patterns = (self.pattern,) if isinstance(self.pattern, str) else self.pattern
-        return tuple(zip(ours, patterns, strict=True))
+    value: Callable[[TransformerConfig], np.ndarray | None]
+    """None where the model has no such tensor."""
+    written: bool = True
+    tolerance: float = 0.0
+    """Absolute, beside the rounding of the type in which it is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """An architecture of `transformers`: its config, its tensors, and what its checkpoints hold besides."""
+    """An architecture of `transformers`: its config, its tensors, and what its checkpoints hold besides.
+
+    Architectures that differ in their heads share one table: rows without a parameter are left out.
+    """
 
     architecture: str
     model_type: str
@@ -57,83 +66,23 @@ class Family:
     """Of a config and the longest sequence it is meant for. Says what it can; `fields.expressed` finds the rest."""
     base: str
     """The prefix that checkpoints of the model without its head leave out."""
+    bare: bool = False
+    """This architecture is the model without its head: it is written without the prefix."""
+    refine: Callable[[TransformerConfig, Collection[str]], TransformerConfig] = lambda config, names: config
+    """The config, given the names of a checkpoint's tensors too: heads that config.json does not tell of."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of tensors that hold no parameters."""
+    optional: tuple[str, ...] = ()
+    """Regular expressions of tensors of a head that `transformers` has and a model here may do without."""
     aliases: tuple[tuple[str, str], ...] = ()
     """(copy, original): a tied tensor that some writers store again."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A slice of one of our parameters as it lies in one of their tensors."""
-
-    name: str
-    index: int | None
-    """Into the leading `layers` axis; None where the layer stands alone."""
-    pattern: str
-    sizes: tuple[tuple[str, int], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """In their layout."""
-        groups = re.findall(r"\(([^)]*)\)|(\S+)", self.pattern.split("->")[0])
-        return tuple(math.prod(dict(self.sizes)[axis] for axis in (many or one).split()) for many, one in groups)
-
-    def to_ours(self, theirs: np.ndarray) -> np.ndarray:
-        return einops.rearrange(theirs, self.pattern, **dict(self.sizes))
-
-    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        left, right = self.pattern.split("->")
-        return einops.rearrange(ours if self.index is None else ours[self.index], f"{right} -> {left}")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A rule applied to one layer of one model."""
-
-    theirs: str
-    axis: int
-    parts: tuple[Part, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shapes = [part.shape for part in self.parts]
-        return (*shapes[0][: self.axis], sum(s[self.axis] for s in shapes), *shapes[0][self.axis + 1 :])
-
-    def places(self) -> Iterator[tuple[Part, tuple[slice, ...]]]:
-        """Each part and where it lies in the tensor."""
-        start = 0
-        for part in self.parts:
-            stop = start + part.shape[self.axis]
-            yield part, (*(slice(None),) * self.axis, slice(start, stop))
-            start = stop
-
-
-def layers(stack: StackConfig) -> list[tuple[str, int | None]]:
-    """Place in the stack and index into its leading axis, of every layer in order."""
-    return [
-        *((f"prefix/{j}", None) for j in range(len(stack.prefix))),
-        *((f"pattern/{p}", r) for r in range(stack.repeats) for p in range(len(stack.pattern))),
-        *((f"suffix/{j}", None) for j in range(len(stack.suffix))),
-    ]
-
-
-def table(rules: tuple[Rule, ...], config: TransformerConfig, params: Mapping[str, nnx.Param]) -> list[Row]:
-    """Every rule for every layer, layer by layer within a rule."""
-    rows = []
-    for rule in rules:
-        inside = "{layer}" in rule.parts()[0][0]
-        for i, (place, index) in enumerate(layers(config.stack) if inside else [("", None)]):
-            parts = [(ours.format(layer=place), pattern) for ours, pattern in rule.parts()]
-            if all(name in params for name, _ in parts):
-                bound = tuple(_bind(name, index, pattern, params[name].shape) for name, pattern in parts)
-                rows.append(Row(rule.theirs.format(i=i), rule.axis, bound))
-    return rows
-
-
-def _bind(name: str, index: int | None, pattern: str, shape: tuple[int, ...]) -> Part:
-    axes = pattern.split("->")[1].split()
-    return Part(name, index, pattern, tuple(zip(axes, shape[index is not None :], strict=True)))
+    constants: tuple[Constant, ...] = ()
+    legacy: tuple[tuple[str, str], ...] = ()
+    """(regular expression, replacement): how older writers spelled a part of a name."""
+    outputs: Mapping[str, Answer] = field(default_factory=lambda: {"logits": logits})
+    """What `transformers` calls an output, and the same here."""
+    pipeline: str = "text-generation"
+    """What the hub calls its use."""
 
 
 def to_theirs(family: Family, model: Transformer, dtype: np.dtype) -> dict[str, Tensor]:
@@ -148,15 +97,23 @@ def to_theirs(family: Family, model: Transformer, dtype: np.dtype) -> dict[str, 
     def read(row: Row) -> np.ndarray:
         parts = [part.to_theirs(np.asarray(params[part.name][...])) for part in row.parts]
         whole = np.concatenate(parts, axis=row.axis) if len(parts) > 1 else parts[0]
-        with np.errstate(over="ignore"):
-            out = whole.astype(dtype)
-        if not np.isfinite(out).all():
-            raise UserError(
-                f"tensor {row.theirs}: found numbers that are not finite as {dtype}; export another step or dtype"
-            )
-        return out
+        return _cast(row.theirs, whole.reshape(row.shape), dtype)
 
-    return {row.theirs: Tensor(row.shape, dtype, lambda row=row: read(row)) for row in rows}
+    def spelled(name: str) -> str:
+        return name.removeprefix(family.base) if family.bare else name
+
+    out = {spelled(row.theirs): Tensor(row.shape, dtype, lambda row=row: read(row)) for row in rows}
+    for name, value in _constants(family, model.config, written=True).items():
+        out[spelled(name)] = Tensor(value.shape, dtype, lambda name=name, value=value: _cast(name, value, dtype))
+    return out
+
+
+def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        out = value.astype(dtype)
+    if not np.isfinite(out).all():
+        raise UserError(f"tensor {name}: found numbers that are not finite as {dtype}; export another step or dtype")
+    return out
 
 
 Place = Callable[[str, nnx.Param, np.ndarray], object]
@@ -176,23 +133,39 @@ def to_ours(
     """
     model = tree.abstract(config, dtype)
     params = tree.params(model)
+    tensors = modern(family, tensors)
     spelled = _spelling(family, tensors)
     rows = [replace(row, theirs=spelled(row.theirs)) for row in table(family.rules, config, params)]
     aliases = {copy: spelled(original) for copy, original in family.aliases}
-    if problems := [*_problems(family, rows, aliases, tensors), *_unwritten(params, rows)]:
+    constants = {spelled(name): value for name, value in _constants(family, config).items()}
+    problems = [*_problems(family, rows, {*aliases, *constants}, tensors), *_unwritten(params, rows)]
+    problems += [*_untied(aliases, rows, tensors), *_inconstant(family, constants, tensors)]
+    if problems:
         raise UserError(*problems)
-    sources: dict[str, list[tuple[Part, str, tuple[slice, ...]]]] = {}
+    sources: dict[str, list[tuple[Part, Row, tuple[slice, ...]]]] = {}
     for row in rows:
         for part, where in row.places():
-            sources.setdefault(part.name, []).append((part, row.theirs, where))
+            sources.setdefault(part.name, []).append((part, row, where))
 
     def of(name: str, param: nnx.Param):
         value = np.empty(param.shape, param.dtype)
-        for part, theirs, where in sources.get(name, ()):
-            value[... if part.index is None else part.index] = part.to_ours(tensors[theirs].read()[where])
+        for part, row, where in sources.get(name, ()):
+            value[part.index] = part.to_ours(tensors[row.theirs].read().reshape(row.laid)[where])
         return place(name, param, value)
 
     return tree.like(model, of)
+
+
+def modern(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names of today; raises UserError where two have one."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in family.legacy:
+            name = re.sub(pattern, replacement, name)
+        if name in out:
+            raise UserError(f"found {name} in an old and a new spelling, expected one; remove the other")
+        out[name] = tensor
+    return out
 
 
 def _spelling(family: Family, tensors: Mapping[str, Tensor]) -> Callable[[str], str]:
@@ -201,7 +174,13 @@ def _spelling(family: Family, tensors: Mapping[str, Tensor]) -> Callable[[str], 
     return lambda name: name.removeprefix(family.base) if bare else name
 
 
-def _problems(family: Family, rows: list[Row], aliases: dict[str, str], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _constants(family: Family, config: TransformerConfig, *, written: bool = False) -> dict[str, np.ndarray]:
+    """Those of this model; `written`: only those that an export has."""
+    made = {c.theirs: c.value(config) for c in family.constants if c.written or not written}
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def _problems(family: Family, rows: list[Row], known: set[str], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     wanted = {row.theirs: row.shape for row in rows}
     if missing := [name for name in wanted if name not in tensors]:
         yield f"found no tensor {listed(missing)}, expected it in {family.architecture}; the checkpoint is incomplete"
@@ -211,16 +190,33 @@ def _problems(family: Family, rows: list[Row], aliases: dict[str, str], tensors:
             yield f"tensor {name}: found shape {list(tensor.shape)}, config.json says {list(shape)}; correct one"
         if tensor and tensor.dtype.name not in FLOATS:
             yield f"tensor {name}: found {tensor.dtype.name}, expected one of {', '.join(FLOATS)}; dequantise it first"
-    if unread := [n for n in tensors if n not in wanted and n not in aliases and not _ignored(family, n)]:
+    if unread := [n for n in tensors if n not in wanted and n not in known and not _ignored(family, n)]:
         yield (
             f"found tensor {listed(unread)}, which {family.architecture} with this config.json does not have; "
             "correct config.json or remove it"
         )
+
+
+def _untied(aliases: dict[str, str], rows: list[Row], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    wanted = {row.theirs for row in rows}
     for copy, original in aliases.items():
         if copy in tensors and copy not in wanted and original in tensors:
             a, b = tensors[copy].read(), tensors[original].read()
             if a.shape != b.shape or a.tobytes() != b.tobytes():
                 yield f"{copy} differs from {original}, which config.json ties to it; set tie_word_embeddings to false"
+
+
+def _inconstant(family: Family, constants: dict[str, np.ndarray], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    tolerances = {c.theirs: c.tolerance for c in family.constants}
+    for name, value in constants.items():
+        if name not in tensors:
+            continue
+        found = tensors[name].read()
+        eps = float(jax.numpy.finfo(found.dtype).eps) if found.dtype.name in FLOATS else 0.0
+        atol = next((t for full, t in tolerances.items() if full.endswith(name)), 0.0) + eps
+        close = found.shape == value.shape and np.allclose(found.astype(float), value.astype(float), eps, atol)
+        if not close:
+            yield f"tensor {name}: found other numbers than {family.architecture} computes; export the model again"
 
 
 def _ignored(family: Family, name: str) -> bool:
@@ -229,7 +225,9 @@ def _ignored(family: Family, name: str) -> bool:
 
 def _unwritten(params: Mapping[str, nnx.Param], rows: list[Row]) -> Iterator[str]:
     """What no row fills whole: a hole in the table, not in the checkpoint."""
-    written = Counter(part.name for row in rows for part in row.parts)
-    indexed = {part.name for row in rows for part in row.parts if part.index is not None}
-    if holes := [n for n, p in params.items() if p.size and written[n] != (p.shape[0] if n in indexed else 1)]:
+    parts = [part for row in rows for part in row.parts]
+    written, depth = Counter(part.name for part in parts), {part.name: len(part.index) for part in parts}
+    if holes := [
+        n for n, p in params.items() if p.size and written[n] != np.prod(p.shape[: depth.get(n, 0)], dtype=int)
+    ]:
         yield f"no tensor fills the parameter {listed(holes)}; the family's table has no row for it"

@@ -6,10 +6,11 @@ from typing import Any
 
 from pretrain.models.config import BlockConfig, EmbedConfig, HeadConfig, MlpConfig, Rope, TransformerConfig
 from pretrain.models.convert import llama, rope
-from pretrain.models.convert.engine import Family, Rule
+from pretrain.models.convert.engine import Family
 from pretrain.models.convert.fields import Fields, dense
 from pretrain.models.convert.periods import FULL, SLIDING, attentions, kinds, stack, types
 from pretrain.models.convert.qwen import NORMS
+from pretrain.models.convert.rules import Rule
 
 GEMMA, GEMMA2, GEMMA3 = "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"
 LENGTH, LENGTH3 = 8192, 131072

@@ -16,8 +16,9 @@ from pretrain.models.config import (
     StackConfig,
     TransformerConfig,
 )
-from pretrain.models.convert.engine import Family, Rule
+from pretrain.models.convert.engine import Family
 from pretrain.models.convert.fields import Fields, dense
+from pretrain.models.convert.rules import Rule
 
 ARCHITECTURE = "GPT2LMHeadModel"
 LENGTH = 1024

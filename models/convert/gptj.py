@@ -17,9 +17,10 @@ from pretrain.models.config import (
     TransformerConfig,
 )
 from pretrain.models.convert import rope
-from pretrain.models.convert.engine import Family, Rule
+from pretrain.models.convert.engine import Family
 from pretrain.models.convert.fields import Fields, dense
 from pretrain.models.convert.gpt2 import ACTIVATIONS, spelled
+from pretrain.models.convert.rules import Rule
 
 ARCHITECTURE = "GPTJForCausalLM"
 LENGTH = 2048

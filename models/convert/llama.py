@@ -16,8 +16,9 @@ from pretrain.models.config import (
     TransformerConfig,
 )
 from pretrain.models.convert import rope
-from pretrain.models.convert.engine import Family, Rule
+from pretrain.models.convert.engine import Family
 from pretrain.models.convert.fields import REQUIRED, Fields, dense
+from pretrain.models.convert.rules import Rule
 
 ARCHITECTURE = "LlamaForCausalLM"
 LENGTH = 2048

@@ -15,9 +15,10 @@ from pretrain.models.config import (
     StackConfig,
     TransformerConfig,
 )
-from pretrain.models.convert.engine import Family, Rule
+from pretrain.models.convert.engine import Family
 from pretrain.models.convert.fields import Fields, dense
 from pretrain.models.convert.gpt2 import ACTIVATIONS, spelled
+from pretrain.models.convert.rules import Rule
 
 ARCHITECTURE = "OPTForCausalLM"
 LENGTH, OFFSET, EPS = 2048, 2, 1e-5

@@ -5,8 +5,9 @@ from typing import Any
 
 from pretrain.models.config import BlockConfig, EmbedConfig, LongRopeScaling, MlpConfig, Rope, TransformerConfig
 from pretrain.models.convert import llama, rope
-from pretrain.models.convert.engine import Family, Rule
+from pretrain.models.convert.engine import Family
 from pretrain.models.convert.fields import Fields, dense
+from pretrain.models.convert.rules import Rule
 
 ARCHITECTURE = "Phi3ForCausalLM"
 LENGTH = 4096

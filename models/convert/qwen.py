@@ -7,9 +7,10 @@ from typing import Any
 
 from pretrain.models.config import BlockConfig, MlpConfig, TransformerConfig
 from pretrain.models.convert import llama, rope
-from pretrain.models.convert.engine import Family, Rule
+from pretrain.models.convert.engine import Family
 from pretrain.models.convert.fields import Fields, dense
 from pretrain.models.convert.periods import FULL, SLIDING, attentions, kinds, stack, types
+from pretrain.models.convert.rules import Rule
 
 QWEN2, QWEN3 = "Qwen2ForCausalLM", "Qwen3ForCausalLM"
 LENGTH, WINDOW, FULL_LAYERS, KV_HEADS, HEAD_DIM = 32768, 4096, 28, 32, 128
