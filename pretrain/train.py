@@ -126,6 +126,7 @@ class Loop:
         on_device = self.job.feed.on_device(batch)
         if at == self.start + 1:
             self._compile(on_device)
+            waited = 0.0  # before the clock began
         self.state, metrics = self.step(self.state, on_device)
         self.settle()
         self.pending = Pending(step=at, metrics=metrics, batch=batch, waited=waited)

@@ -35,7 +35,7 @@ def test_every_listed_name_loads_and_holds():
 def test_names_are_those_of_runs_and_of_functions_without_arguments():
     names = presets.names()
     assert {"runs.smoke", "llama.llama2_7b", "gpt2.small"} <= set(names)
-    assert not {"llama.llama", "gpt2.gpt2", "runs.smoke.run"} & set(names)
+    assert not {"llama.llama", "gpt2.gpt2", "mistral.mistral", "runs.smoke.run"} & set(names)
 
 
 def test_a_config_comes_from_a_name_a_file_or_a_run(world):
