@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import jax
 import numpy as np
@@ -44,8 +45,11 @@ class Constant:
     it is read."""
 
     theirs: str
-    value: Callable[[TransformerConfig], np.ndarray | None]
-    """None where the model has no such tensor."""
+    """Where it stands in each layer of a `stack`, {i} is the layer's number."""
+    value: Callable[[TransformerConfig, int | None], np.ndarray | None]
+    """Of a config and the longest sequence an export is meant for, or the rows of the tensor that is read. None where
+    the model has no such tensor."""
+    stack: Literal["encoder", "decoder"] | None = None
     written: bool = True
     tolerance: float = 0.0
     """Absolute, beside the rounding of the type in which it is stored."""
@@ -84,9 +88,12 @@ class Family:
     pipeline: str = "text-generation"
     """What the hub calls its use."""
 
+    def may_lack(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in self.optional)
 
-def to_theirs(family: Family, model: Transformer, dtype: np.dtype) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of `family`, each made when it is read."""
+
+def to_theirs(family: Family, model: Transformer, dtype: np.dtype, length: int | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of `family` for sequences of `length`, each made when it is read."""
     params = tree.params(model)
     rows = table(family.rules, model.config, params)
     if lost := sorted(set(params) - {part.name for row in rows for part in row.parts}):
@@ -103,8 +110,10 @@ def to_theirs(family: Family, model: Transformer, dtype: np.dtype) -> dict[str, 
         return name.removeprefix(family.base) if family.bare else name
 
     out = {spelled(row.theirs): Tensor(row.shape, dtype, lambda row=row: read(row)) for row in rows}
-    for name, value in _constants(family, model.config, written=True).items():
-        out[spelled(name)] = Tensor(value.shape, dtype, lambda name=name, value=value: _cast(name, value, dtype))
+    for name, constant in _constants(family, model.config).items():
+        value = constant.value(model.config, length) if constant.written else None
+        if value is not None:
+            out[spelled(name)] = Tensor(value.shape, dtype, lambda name=name, value=value: _cast(name, value, dtype))
     return out
 
 
@@ -137,9 +146,9 @@ def to_ours(
     spelled = _spelling(family, tensors)
     rows = [replace(row, theirs=spelled(row.theirs)) for row in table(family.rules, config, params)]
     aliases = {copy: spelled(original) for copy, original in family.aliases}
-    constants = {spelled(name): value for name, value in _constants(family, config).items()}
+    constants = {spelled(name): constant for name, constant in _constants(family, config).items()}
     problems = [*_problems(family, rows, {*aliases, *constants}, tensors), *_unwritten(params, rows)]
-    problems += [*_untied(aliases, rows, tensors), *_inconstant(family, constants, tensors)]
+    problems += [*_untied(aliases, rows, tensors), *_inconstant(family, config, constants, tensors)]
     if problems:
         raise UserError(*problems)
     sources: dict[str, list[tuple[Part, Row, tuple[slice, ...]]]] = {}
@@ -174,10 +183,15 @@ def _spelling(family: Family, tensors: Mapping[str, Tensor]) -> Callable[[str], 
     return lambda name: name.removeprefix(family.base) if bare else name
 
 
-def _constants(family: Family, config: TransformerConfig, *, written: bool = False) -> dict[str, np.ndarray]:
-    """Those of this model; `written`: only those that an export has."""
-    made = {c.theirs: c.value(config) for c in family.constants if c.written or not written}
-    return {name: value for name, value in made.items() if value is not None}
+def _constants(family: Family, config: TransformerConfig) -> dict[str, Constant]:
+    """Those of this model by name, each layer's own."""
+    out = {}
+    for constant in family.constants:
+        stack = getattr(config, constant.stack) if constant.stack else None
+        count = len(stack.blocks) if stack else int(constant.stack is None)
+        if constant.value(config, 1) is not None:
+            out |= {constant.theirs.format(i=i): constant for i in range(count)}
+    return out
 
 
 def _problems(family: Family, rows: list[Row], known: set[str], tensors: Mapping[str, Tensor]) -> Iterator[str]:
@@ -206,16 +220,17 @@ def _untied(aliases: dict[str, str], rows: list[Row], tensors: Mapping[str, Tens
                 yield f"{copy} differs from {original}, which config.json ties to it; set tie_word_embeddings to false"
 
 
-def _inconstant(family: Family, constants: dict[str, np.ndarray], tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    tolerances = {c.theirs: c.tolerance for c in family.constants}
-    for name, value in constants.items():
+def _inconstant(
+    family: Family, config: TransformerConfig, constants: dict[str, Constant], tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    for name, constant in constants.items():
         if name not in tensors:
             continue
         found = tensors[name].read()
+        value = constant.value(config, found.shape[0] if found.shape else None)
         eps = float(jax.numpy.finfo(found.dtype).eps) if found.dtype.name in FLOATS else 0.0
-        atol = next((t for full, t in tolerances.items() if full.endswith(name)), 0.0) + eps
-        close = found.shape == value.shape and np.allclose(found.astype(float), value.astype(float), eps, atol)
-        if not close:
+        close = value is not None and found.shape == value.shape
+        if not (close and np.allclose(found.astype(float), value.astype(float), eps, constant.tolerance + eps)):
             yield f"tensor {name}: found other numbers than {family.architecture} computes; export the model again"
 
 
@@ -227,7 +242,6 @@ def _unwritten(params: Mapping[str, nnx.Param], rows: list[Row]) -> Iterator[str
     """What no row fills whole: a hole in the table, not in the checkpoint."""
     parts = [part for row in rows for part in row.parts]
     written, depth = Counter(part.name for part in parts), {part.name: len(part.index) for part in parts}
-    if holes := [
-        n for n, p in params.items() if p.size and written[n] != np.prod(p.shape[: depth.get(n, 0)], dtype=int)
-    ]:
+    whole = {name: math.prod(p.shape[: depth.get(name, 0)]) for name, p in params.items() if p.size}
+    if holes := [name for name, count in whole.items() if written[name] != count]:
         yield f"no tensor fills the parameter {listed(holes)}; the family's table has no row for it"

@@ -33,7 +33,7 @@ class Rule:
     `(k g h) -> k g h` and `(k 1 h) -> k h` are the queries of each group and, after them, its key.
 
     A row whose parameters the model does not have (a bias, a head), or has with another number of axes (a mixture of
-    experts for an MLP), is left out.
+    experts for an MLP), is left out; so is one without the parameter `beside`, or with the parameter `instead`.
     """
 
     theirs: str
@@ -41,6 +41,8 @@ class Rule:
     pattern: str | tuple[str, ...]
     axis: int | str = 0
     after: str | None = None
+    beside: str | None = None
+    instead: str | None = None
 
     def parts(self) -> tuple[tuple[str, str], ...]:
         ours = (self.ours,) if isinstance(self.ours, str) else self.ours
@@ -130,7 +132,9 @@ def table(rules: tuple[Rule, ...], config: TransformerConfig, params: Mapping[st
         start = len(stacks[rule.after]) if rule.after in stacks else 0
         for i, (place, index) in enumerate(stacks.get(stack, []) if inside else [("", ())], start):
             parts = [(ours.format(layer=place), pattern) for ours, pattern in rule.parts()]
-            if all(name in params for name, _ in parts):
+            needed = [name for name, _ in parts] + ([rule.beside.format(layer=place)] if rule.beside else [])
+            other = rule.instead.format(layer=place) if rule.instead else None
+            if all(name in params for name in needed) and other not in params:
                 experts = params[parts[0][0]].shape[len(index) : len(index) + 1] if "{e}" in rule.theirs else ()
                 for e in range(*experts) if experts else (None,):
                     at = index if e is None else (*index, e)
