@@ -177,8 +177,8 @@ def _rates(old: RunConfig | None, new: RunConfig, step: int) -> list[str]:
     """What other steps or another optimizer do to the schedule at a resume; nothing where they are the same."""
     if old is None or not step or (old.steps, old.optimizer) == (new.steps, new.optimizer):
         return []
-    last = learning_rate(old.optimizer, step - 1, old.steps)
-    following = learning_rate(new.optimizer, step, new.steps)
+    last = float(learning_rate(old.optimizer, step - 1, old.steps))
+    following = float(learning_rate(new.optimizer, step, new.steps))
     return [f"learning rate {short_exponent(last)} at step {step}, {short_exponent(following)} at step {step + 1}"]
 
 
@@ -219,12 +219,15 @@ def _write_facts(config: RunConfig, run: epath.Path, flops: float, preset: str |
 def _state(config: RunConfig, run: epath.Path, optimizer, dtype, mesh) -> tuple[Checkpoints, TrainState, Progress]:
     """Of the newest checkpoint, or fresh; what is wrong with a fresh one is found before anything is written."""
     newest = manager.latest(run / "checkpoints")
-    state, progress = None, Progress(step=0, tokens=0)
     if newest is None:
-        state = create(config, optimizer, dtype, mesh)
-        if config.start_from is not None:
-            state = replace(state, model=with_parameters(state.model, config.start_from))
+        state = _fresh(config, optimizer, dtype, mesh)
+        return Checkpoints(run / "checkpoints", config.checkpoint), state, Progress(step=0, tokens=0)
     checkpoints = Checkpoints(run / "checkpoints", config.checkpoint)
-    if newest is not None:
-        state, progress = checkpoints.restore(abstract(config, optimizer, dtype, mesh), newest)
-    return checkpoints, state, progress
+    return checkpoints, *checkpoints.restore(abstract(config, optimizer, dtype, mesh), newest)
+
+
+def _fresh(config: RunConfig, optimizer, dtype, mesh) -> TrainState:
+    state = create(config, optimizer, dtype, mesh)
+    if config.start_from is None:
+        return state
+    return replace(state, model=with_parameters(state.model, config.start_from))
