@@ -79,11 +79,10 @@ class Show:
             "flops_per_token": accounting.flops_per_token(model, length),
             "config": encode(config),
         }
-        head = [
-            f"parameters        {facts['parameters']:,}",
-            f"flops per token   {facts['flops_per_token']:.4g} forward and backward, rows of {length} tokens",
-            "",
-        ]
+        head = [f"parameters        {facts['parameters']:,}"]
+        if facts["parameters_active"] != facts["parameters"]:
+            head.append(f"  of each token   {facts['parameters_active']:,}")
+        head += [f"flops per token   {facts['flops_per_token']:.4g} forward and backward, rows of {length} tokens", ""]
         output.show(facts, self.json, head + [line(k, v) for k, v in _values(config).items()])
 
 
