@@ -5,31 +5,24 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pretrain import __version__
+from pretrain import __version__, proof
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.data.tokenizer_export import to_hf
 from pretrain.errors import CheckFailed, UserError
 from pretrain.models import convert, tree
-from pretrain.models.config import LearnedPositions, TransformerConfig
 from pretrain.models.convert import engine, safetensors
-from pretrain.models.convert.folder import MAX_SHARD_BYTES, describe
-from pretrain.models.transformer import Inputs, Transformer
+from pretrain.models.convert.folder import MAX_SHARD_BYTES, describe, family_of
+from pretrain.models.transformer import Transformer
 from pretrain.opened import OpenRun
 
 MANIFEST = "export.json"
 """The name and SHA-256 of every file of an export: what marks a folder as one."""
-TOLERANCE = 1e-3
-"""Of logits, relative to the largest one. Two f32 implementations of a model differ by about 1e-5, a wrong one by 1."""
-ROWS, LENGTH = 2, 64
-"""Of the random tokens both read."""
 
 TokenizerWriter = Callable[[Path], Mapping[str, Any]]
 """Writes its files into a folder and returns fields of config.json and generation_config.json, as `eos_token_id`."""
@@ -53,7 +46,8 @@ def export_model(
     """
     folder = Path(folder).absolute()
     _refuse_strangers(folder)
-    describe(model.config, length)  # refuses before a byte is written
+    for part in convert.parts(model).values():
+        describe(part.config, length)  # refuses before a byte is written
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -62,10 +56,11 @@ def export_model(
         ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         ids |= dict(tokenizer_writer(partial)) if tokenizer_writer else {}
         convert.save(model, partial, dtype=dtype, length=length, fields=ids, max_shard_bytes=max_shard_bytes)
-        chosen = {**ids, **(generation or {})}
-        safetensors.write_text(partial / "generation_config.json", json.dumps(chosen, indent=2) + "\n")
+        if model.config.decoder is not None and model.config.head is not None:
+            chosen = {**ids, **(generation or {})}
+            safetensors.write_text(partial / "generation_config.json", json.dumps(chosen, indent=2) + "\n")
         safetensors.write_text(partial / "README.md", _card(folder.name, model, dtype, card or {}))
-        files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+        files = {name: _digest(partial / name) for name in _files(partial)}
         safetensors.write_text(
             partial / MANIFEST, json.dumps({"format": "pretrain-export-1", "files": files}, indent=2)
         )
@@ -108,79 +103,59 @@ def _length(folder: Path) -> int | None:
 
 
 def check_export(folder: str | os.PathLike, model: Transformer) -> dict[str, Any]:
-    """How near the export is to `model`: every byte of it, and the logits of random tokens in f32.
+    """How near the export is to `model`: every byte of it, and what it says of random tokens in f32.
 
     The second opinion comes from `transformers` where it is installed, else from the model before it was written.
-    Raises CheckFailed when a file was changed, a weight differs, a tensor is not read or the logits disagree.
+    Raises CheckFailed when a file was changed, a weight differs, a tensor is not read or the outputs disagree.
     """
     folder = Path(folder)
-    _, read = convert.load(folder)
-    family, _ = describe(model.config)
-    dtype = np.dtype(jnp.dtype(safetensors.read_json(folder / "config.json").get("dtype", "float32")))
-    mine, theirs = (engine.to_theirs(family, m, dtype) for m in (model, read))
-    problems = [*_changed(folder)]
-    if other := [n for n in mine if n not in theirs or mine[n].read().tobytes() != theirs[n].read().tobytes()]:
-        problems.append(f"{folder}: {safetensors.listed(other)} is not the model's, expected every bit; export again")
-    tokens_BT = _random_tokens(read.config)
-    ours = _logits(read, tokens_BT)
-    judged = _transformers_logits(folder, tokens_BT)
-    if judged is None:
-        before = engine.to_ours(family, read.config, mine, lambda name, param, value: jnp.asarray(value))
-        judged = "own reload", _logits(before, tokens_BT), [], []
-    judge, logits, unread, missing = judged
-    if unread or missing:
-        problems.append(f"{folder}: {judge} reads no {unread} and misses {missing}, expected neither; export again")
-    difference = float(np.max(np.abs(ours - logits)))
-    if not difference <= TOLERANCE * max(1.0, float(np.max(np.abs(logits)))):
-        problems.append(f"{folder}: logits differ from {judge}'s by {difference:.3g}, expected rounding; do not use it")
+    problems, reports = [*_changed(folder)], []
+    for name, part in convert.parts(model).items():
+        objections, report = _checked(folder / name, part)
+        problems += objections
+        reports.append(report)
     if problems:
         raise CheckFailed(*problems)
-    return {"max_abs_logit_difference": difference, "compared_with": judge, "unread_tensors": unread}
+    return _joined(reports)
 
 
-def _logits(model: Transformer, tokens_BT: np.ndarray) -> np.ndarray:
-    return np.asarray(_forward(model, Inputs(tokens=jnp.asarray(tokens_BT))))
+def _checked(folder: Path, model: Transformer) -> tuple[list[str], dict[str, Any]]:
+    """(problems, report) of one model in its folder."""
+    problems = []
+    family, _ = describe(model.config)
+    read = convert.parts(convert.load(folder)[1])[""]
+    dtype = np.dtype(jnp.dtype(safetensors.read_json(folder / "config.json").get("dtype", "float32")))
+    mine, theirs = (engine.to_theirs(family, m, dtype) for m in (model, read))
+    if other := [n for n in mine if n not in theirs or mine[n].read().tobytes() != theirs[n].read().tobytes()]:
+        problems.append(f"{folder}: {safetensors.listed(other)} is not the model's, expected every bit; export again")
+    inputs = proof.random_inputs(read.config)
+    judged = proof.opinion(family, folder, inputs)
+    if judged is None:
+        before = engine.to_ours(family, read.config, mine, lambda name, param, value: jnp.asarray(value))
+        judged = "own reload", proof.answers(family, before, inputs), [], []
+    judge, outputs, unread, missing = judged
+    if unread or missing:
+        problems.append(f"{folder}: {judge} reads no {unread} and misses {missing}, expected neither; export again")
+    gap, near = proof.difference(proof.answers(family, read, inputs), outputs)
+    if not near:
+        named = ", ".join(outputs).replace("_", " ")
+        problems.append(f"{folder}: {named} differ from {judge}'s by {gap:.3g}, expected rounding; do not use it")
+    return problems, {_gap(family): gap, "compared_with": judge, "unread_tensors": unread}
 
 
-@jax.jit
-def _forward(model: Transformer, inputs: Inputs) -> jax.Array:
-    return model.logits(model(inputs).hidden_BTD)
+def _gap(family: engine.Family) -> str:
+    """The name of the largest difference in a report."""
+    return f"max_abs_{'hidden_state' if 'last_hidden_state' in family.outputs else 'logit'}_difference"
 
 
-def _random_tokens(config: TransformerConfig) -> np.ndarray:
-    positions = config.stack.positions
-    length = min(LENGTH, positions.length) if isinstance(positions, LearnedPositions) else LENGTH
-    return np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, length), dtype=np.int32)
-
-
-def _transformers_logits(folder: Path, tokens_BT: np.ndarray):
-    """(version, logits, tensors it did not read, tensors it missed); None where it is not installed."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        return None
-    with _without_bars(transformers.utils.logging):
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
-        )
-    model, info = loaded
-    with torch.no_grad():
-        logits = model.eval()(torch.from_numpy(tokens_BT.astype(np.int64))).logits.numpy()
-    version = f"transformers {transformers.__version__}"
-    return version, logits, sorted(info["unexpected_keys"]), sorted(info["missing_keys"])
-
-
-@contextmanager
-def _without_bars(logging: Any) -> Iterator[None]:
-    """`transformers` draws no progress bar inside; outside it does as before."""
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
+def _joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report of several models in an export."""
+    out: dict[str, Any] = {}
+    for report in reports:
+        for key, value in report.items():
+            before = out.get(key, value)
+            out[key] = max(value, before) if isinstance(value, float) else before
+    return out | {"unread_tensors": [name for report in reports for name in report["unread_tensors"]]}
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -189,13 +164,18 @@ def _refuse_strangers(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: found a file, expected a new or empty folder; choose another name")
-    names = {path.name for path in folder.iterdir()}
+    names = _files(folder)
     if not names:
         return
     known = {MANIFEST, *_manifest(folder)} if MANIFEST in names else set()
-    if strangers := sorted(names - known):
+    if strangers := sorted(set(names) - known):
         shown = safetensors.listed(strangers)
         raise UserError(f"{folder}: found {shown}, which no export wrote; choose a new or empty folder or move it away")
+
+
+def _files(folder: Path) -> list[str]:
+    """Of a folder and the folders in it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 def _manifest(folder: Path) -> dict[str, str]:
@@ -228,9 +208,11 @@ def _swap(new: Path, folder: Path) -> None:
 
 def _card(name: str, model: Transformer, dtype: str, facts: Mapping[str, Any]) -> str:
     """Markdown with the YAML header of the hub; facts that are dictionaries become sections."""
-    header = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [pretrain]", "---"]
+    families = [describe(part.config)[0] for part in convert.parts(model).values()]
+    use = f"pipeline_tag: {families[0].pipeline}"
+    header = ["---", "library_name: transformers", use, "tags: [pretrain]", "---"]
     own = {
-        "architecture": describe(model.config)[0].architecture,
+        "architecture": ", ".join(family.architecture for family in families),
         "parameters": f"{tree.size(model):,}",
         "dtype": dtype,
     }
@@ -255,21 +237,24 @@ def import_folder(folder: str | os.PathLike, run: str | os.PathLike) -> dict[str
     has that our model would not read.
     """
     folder = Path(folder)
-    config, model = convert.load(folder)
+    _, model = convert.load(folder)
     has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(folder) if has_tokenizer else None
 
     writer = _tokenizer_writer(tokenizer, None)
     export_model(model, writer, run, length=_length(folder), card={"imported from": folder.name})
-    tokens_BT = _random_tokens(config)
-    judge, logits, unread, _ = _transformers_logits(folder, tokens_BT) or ("own reload", None, [], [])
-    if logits is None:
-        logits = _logits(convert.load(Path(run))[1], tokens_BT)
-    difference = float(np.max(np.abs(_logits(model, tokens_BT) - logits)))
-    return {
-        "run": os.fspath(run),
-        "parameters": tree.size(model),
-        "max_abs_logit_difference": difference,
-        "compared_with": judge,
-        "unread_tensors": unread,
-    }
+    reports = [_compared(folder / name, Path(run) / name, part) for name, part in convert.parts(model).items()]
+    return {"run": os.fspath(run), "parameters": tree.size(model), **_joined(reports)}
+
+
+def _compared(folder: Path, run: Path, model: Transformer) -> dict[str, Any]:
+    """`model` beside the folder it was read from as `transformers` reads it, or else beside `run`."""
+    family = family_of(safetensors.read_json(folder / "config.json"))
+    inputs = proof.random_inputs(model.config)
+    judged = proof.opinion(family, folder, inputs)
+    if judged is None:
+        read = convert.parts(convert.load(run)[1])[""]
+        judged = "own reload", proof.answers(family, read, inputs), [], []
+    judge, outputs, unread, _ = judged
+    gap, _ = proof.difference(proof.answers(family, model, inputs), outputs)
+    return {_gap(family): gap, "compared_with": judge, "unread_tensors": unread}

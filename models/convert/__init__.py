@@ -1,5 +1,5 @@
 """Models of `transformers`, read and written without it."""
 
-from pretrain.models.convert.folder import load, save
+from pretrain.models.convert.folder import load, parts, save
 
-__all__ = ["load", "save"]
+__all__ = ["load", "parts", "save"]

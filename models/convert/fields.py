@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pretrain.errors import UserError
 from pretrain.models.config import (
@@ -11,6 +11,7 @@ from pretrain.models.config import (
     BlockConfig,
     InitConfig,
     MlpConfig,
+    MoeConfig,
     StackConfig,
     TransformerConfig,
 )
@@ -156,22 +157,42 @@ class Fields:
 
 def decoder(config: TransformerConfig, architecture: str) -> BlockConfig:
     """The first layer of a decoder that may be a plain one; the others are compared with it later."""
-    stack = config.decoder
-    if stack is None or config.encoder is not None:
-        raise UserError(f"found an encoder in the model, {architecture} is a decoder only; export another architecture")
-    block = stack.blocks[0]
-    if not isinstance(block.mixer, AttentionConfig):
-        raise UserError(f"decoder.0.mixer: found {type(block.mixer).__name__}, {architecture} has only plain attention")
-    return block
+    return first(alone(config, "decoder", architecture), "decoder", architecture)
 
 
-def dense(config: TransformerConfig, architecture: str) -> tuple[BlockConfig, AttentionConfig, MlpConfig]:
-    """The first layer of a decoder and its halves; raises UserError unless they are the plain ones."""
-    block = decoder(config, architecture)
+def dense(
+    config: TransformerConfig, architecture: str, name: Literal["decoder", "encoder"] = "decoder"
+) -> tuple[BlockConfig, AttentionConfig, MlpConfig]:
+    """The first layer of a decoder or encoder and its halves; raises UserError unless they are the plain ones."""
+    return halves(alone(config, name, architecture), name, architecture)
+
+
+def alone(config: TransformerConfig, name: Literal["decoder", "encoder"], architecture: str) -> StackConfig:
+    """The only stack of a model; raises UserError for one with another."""
+    other = "encoder" if name == "decoder" else "decoder"
+    stack = getattr(config, name)
+    if stack is None or getattr(config, other) is not None:
+        article = {"encoder": "an encoder", "decoder": "a decoder"}
+        raise UserError(
+            f"found {article[other]} in the model, {architecture} is {article[name]} only; export another architecture"
+        )
+    return stack
+
+
+def halves(stack: StackConfig, name: str, architecture: str) -> tuple[BlockConfig, AttentionConfig, MlpConfig]:
+    """The first layer of a stack, its attention and its MLP; raises UserError unless they are the plain ones."""
+    block = first(stack, name, architecture)
     if not isinstance(block.mlp, MlpConfig) or not isinstance(block.mixer, AttentionConfig):
         found = type(block.mlp).__name__.replace("NoneType", "nothing")
-        raise UserError(f"decoder.0.mlp: found {found}, {architecture} has only plain MLPs; export another")
+        raise UserError(f"{name}.0.mlp: found {found}, {architecture} has only plain MLPs; export another")
     return block, block.mixer, block.mlp
+
+
+def first(stack: StackConfig, name: str, architecture: str) -> BlockConfig:
+    block = stack.blocks[0]
+    if not isinstance(block.mixer, AttentionConfig):
+        raise UserError(f"{name}.0.mixer: found {type(block.mixer).__name__}, {architecture} has only plain attention")
+    return block
 
 
 def expressed(family: Family, config: TransformerConfig, length: int | None = None) -> dict:
@@ -189,17 +210,46 @@ def expressed(family: Family, config: TransformerConfig, length: int | None = No
     return out
 
 
+def _quiet(block: BlockConfig) -> BlockConfig:
+    """A layer as it is after training, with its mixture's balancing bias but not what moved it."""
+    if isinstance(block.mlp, MoeConfig):
+        router = block.mlp.router
+        rate = None if router.balance_rate is None else 0.0
+        router = replace(router, balance_loss=0.0, z_loss=0.0, balance_rate=rate)
+        block = replace(block, mlp=replace(block.mlp, router=router))
+    return replace(block, dropout=0.0)
+
+
 def essence(config: TransformerConfig) -> dict:
-    """What a trained model computes: its layers one by one, without initialisation, dropout and rematerialisation."""
+    """What a trained model computes: its layers one by one, without initialisation, dropout, rematerialisation and
+    adapters, which an export adds to their matrices."""
 
     def plain(stack: StackConfig | None):
         if stack is None:
             return None
-        layers = {str(i): replace(block, dropout=0.0) for i, block in enumerate(stack.blocks)}
+        layers = {str(i): _quiet(block) for i, block in enumerate(stack.blocks)}
         return {**layers, **{name: getattr(stack, name) for name in ("positions", "embed_norm", "final_norm")}}
 
-    quiet = replace(config, init=InitConfig(), encoder=None, decoder=None, embed=replace(config.embed, dropout=0.0))
-    return {"encoder": plain(config.encoder), "decoder": plain(config.decoder), "": quiet}
+    ahead, generator = config.ahead, config.generator
+    quiet = replace(
+        config,
+        init=InitConfig(),
+        encoder=None,
+        decoder=None,
+        generator=None,
+        adapters=(),
+        embed=replace(config.embed, dropout=0.0),
+        tasks=(),
+        ahead=ahead and replace(ahead, block=_quiet(ahead.block)),
+    )
+    proposes = generator and {"d_model": generator.d_model, "encoder": plain(generator.encoder), "head": generator.head}
+    return {
+        "encoder": plain(config.encoder),
+        "decoder": plain(config.decoder),
+        "generator": proposes,
+        "tasks": {task.name: replace(task, dropout=0.0) for task in config.tasks},
+        "": quiet,
+    }
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

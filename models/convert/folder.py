@@ -11,26 +11,37 @@ from jax.typing import DTypeLike
 from pretrain.errors import UserError, check
 from pretrain.models.config import TransformerConfig
 from pretrain.models.convert import engine, safetensors
+from pretrain.models.convert.deepseek import V2_FAMILY, V3_FAMILY
 from pretrain.models.convert.fields import expressed
 from pretrain.models.convert.gemma import GEMMA2_FAMILY, GEMMA3_FAMILY, GEMMA_FAMILY
+from pretrain.models.convert.generator import apart, together
 from pretrain.models.convert.gpt2 import GPT2
 from pretrain.models.convert.gptj import GPTJ
+from pretrain.models.convert.gptoss import GPT_OSS
 from pretrain.models.convert.llama import LLAMA
+from pretrain.models.convert.llama4 import LLAMA4
 from pretrain.models.convert.mistral import MISTRAL
+from pretrain.models.convert.mixtral import MIXTRAL
+from pretrain.models.convert.neox import NEOX
 from pretrain.models.convert.olmo2 import OLMO2
 from pretrain.models.convert.opt import OPT
 from pretrain.models.convert.phi3 import PHI3
 from pretrain.models.convert.qwen import QWEN2_FAMILY, QWEN3_FAMILY
+from pretrain.models.convert.qwen_moe import QWEN3_MOE
 from pretrain.models.convert.smollm3 import SMOLLM3
+from pretrain.models.lora import merged
 from pretrain.models.transformer import Transformer
 
 FAMILIES: tuple[engine.Family, ...] = (
     *(LLAMA, GPT2, MISTRAL, QWEN2_FAMILY, QWEN3_FAMILY, GEMMA_FAMILY, GEMMA2_FAMILY, GEMMA3_FAMILY),
-    *(OLMO2, PHI3, SMOLLM3, GPTJ, OPT),
+    *(OLMO2, PHI3, SMOLLM3, GPTJ, NEOX, OPT),
+    *(MIXTRAL, QWEN3_MOE, LLAMA4, V2_FAMILY, V3_FAMILY, GPT_OSS),
 )
 """A model that several can express is written as the first of them."""
 MAX_SHARD_BYTES = 5_000_000_000
 """As `transformers` used for years: a shard fits in the memory of a small machine."""
+GENERATOR = "generator"
+"""The folder of an ELECTRA's generator inside that of its discriminator."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -46,6 +57,13 @@ def load(
     pickle. Raises UserError.
     """
     folder = Path(path)
+    model = _load(folder, dtype, place)
+    if (folder / GENERATOR).is_dir():
+        model = together(model, _load(folder / GENERATOR, dtype, place))
+    return model.config, model
+
+
+def _load(folder: Path, dtype: DTypeLike, place: engine.Place) -> Transformer:
     if not folder.exists():
         raise UserError(f"{folder}: no such folder, expected one in the Hugging Face layout; check the path")
     if not (folder / "config.json").is_file():
@@ -53,13 +71,23 @@ def load(
     values = safetensors.read_json(folder / "config.json")
     family = family_of(values)
     config = family.from_hf(values)
-    tensors = safetensors.read_folder(folder)
-    if config.stack.repeats > len(tensors):  # before anything grows with the number of layers
-        raise UserError(
-            f"config.json: found {config.stack.repeats} layers, {folder} has {len(tensors)} tensors; correct one"
-        )
+    tensors = engine.modern(family, safetensors.read_folder(folder))
+    layers = max(stack.repeats for stack in (config.encoder, config.decoder) if stack)
+    if layers > len(tensors):  # before anything grows with the number of layers
+        raise UserError(f"config.json: found {layers} layers, {folder} has {len(tensors)} tensors; correct one")
+    config = family.refine(config, tensors)
     check(config)
-    return config, engine.to_ours(family, config, tensors, place, dtype)
+    return engine.to_ours(family, config, tensors, place, dtype)
+
+
+def parts(model: Transformer) -> dict[str, Transformer]:
+    """The models that `transformers` needs for it, by the folder of each inside the export; adapters are added to their
+    matrices."""
+    model = merged(model) if model.config.adapters else model
+    if model.config.generator is None:
+        return {"": model}
+    main, generator = apart(model)
+    return {"": main, GENERATOR: generator}
 
 
 def save(
@@ -78,13 +106,18 @@ def save(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
-    family, values = describe(model.config, length)
-    values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # a family's defaults are no ids of ours
-    values |= {"dtype": dtype, "torch_dtype": dtype, **(fields or {})}  # torch_dtype: the name before version 5
-    tensors = engine.to_theirs(family, model, np.dtype(jnp.dtype(dtype)))
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    safetensors.write_text(Path(folder) / "config.json", json.dumps(values, indent=2) + "\n")
-    return ["config.json", *safetensors.write_folder(Path(folder), tensors, max_shard_bytes)]
+    names = []
+    for name, part in parts(model).items():
+        family, values = describe(part.config, length)
+        values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # a family's defaults are not ours
+        values |= {"dtype": dtype, "torch_dtype": dtype, **(fields or {})}  # torch_dtype: the name before version 5
+        tensors = engine.to_theirs(family, part, np.dtype(jnp.dtype(dtype)), length)
+        inside = Path(folder) / name
+        inside.mkdir(parents=True, exist_ok=True)
+        safetensors.write_text(inside / "config.json", json.dumps(values, indent=2) + "\n")
+        written = ["config.json", *safetensors.write_folder(inside, tensors, max_shard_bytes)]
+        names += [f"{name}/{file}".lstrip("/") for file in written]
+    return names
 
 
 def family_of(values: dict) -> engine.Family:
@@ -95,7 +128,9 @@ def family_of(values: dict) -> engine.Family:
         if family.architecture in named or (not named and family.model_type == values.get("model_type")):
             return family
     found = f"architectures {named}" if named else f"model_type {values.get('model_type')!r}"
-    raise UserError(f"config.json: found {found[:100]}, expected one of {', '.join(f.architecture for f in FAMILIES)}")
+    raise UserError(
+        f"config.json: found {found[:100]}, expected one that docs/export.md lists; docs/add_a_family.md adds another"
+    )
 
 
 def describe(config: TransformerConfig, length: int | None = None) -> tuple[engine.Family, dict]:

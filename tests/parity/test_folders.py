@@ -226,7 +226,8 @@ def test_other_folders_are_refused(tmp_path):
     )
     (tmp_path / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
     assert refusal(tmp_path) == (
-        "config.json: found architectures ['MambaForCausalLM'], expected one of LlamaForCausalLM, GPT2LMHeadModel",
+        "config.json: found architectures ['MambaForCausalLM'], expected one that docs/export.md lists; "
+        "docs/add_a_family.md adds another",
     )
 
 
