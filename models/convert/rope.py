@@ -36,18 +36,22 @@ def from_hf(
     `theta`, `partial`, `scaling`: what a family takes where config.json says nothing; `partial` None: it turns whole
     heads, always.
     """
-    merged: dict[str, Any] = {}
+    values = merged(fields, scaling)
+    return one(values, fields, length, theta=theta, partial=partial, interleaved=interleaved)
+
+
+def merged(fields: Fields, scaling: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One set of `rope_parameters` from every spelling; `scaling` where there is none."""
+    out: dict[str, Any] = {}
     outside = {"rope_theta": fields.take("rope_theta", float, None)}
     outside |= {PARTIAL: fields.take(PARTIAL, float, None), ORIGINAL: fields.take(ORIGINAL, int, None)}
     spellings = [fields.take("rope_parameters", dict, {}), fields.take("rope_scaling", dict, {}), outside]
     for spelling in spellings:
         for key, value in spelling.items():
             key = "rope_type" if key == "type" else key
-            if value is not None and merged.setdefault(key, value) != value:
-                fields.problems.append(f"{fields.where}: {key} is {merged[key]!r} and {value!r}; keep one of them")
-    if scaling and not any(spellings[:2]):
-        merged |= scaling
-    return one(merged, fields, length, theta=theta, partial=partial, interleaved=interleaved)
+            if value is not None and out.setdefault(key, value) != value:
+                fields.problems.append(f"{fields.where}: {key} is {out[key]!r} and {value!r}; keep one of them")
+    return {**out, **(scaling or {})} if not any(spellings[:2]) else out
 
 
 def one(

@@ -18,6 +18,9 @@ NESTED = {
 GPTJ = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
 OPT = {"vocab_size": VOCAB, "hidden_size": 32, "ffn_dim": 44, "num_hidden_layers": 2, "num_attention_heads": 4}
 OPT |= {"max_position_embeddings": 32, "dropout": 0.0}
+NEOX = BASE | {"num_key_value_heads": None, "hidden_act": "gelu", "bos_token_id": None, "eos_token_id": None}
+TRANSPOSED = ("Llama4Text", "GptOss")
+"""Their experts' matrices have inputs before outputs."""
 
 MODELS: dict[str, tuple[str, dict]] = {
     "mistral": ("Mistral", BASE | {"sliding_window": 5}),
@@ -82,6 +85,13 @@ MODELS: dict[str, tuple[str, dict]] = {
     ),
     "gptj": ("GPTJ", GPTJ | {"rotary_dim": 4}),
     "gptj_whole_heads": ("GPTJ", GPTJ | {"rotary_dim": 8, "n_inner": 40, "activation_function": "gelu"}),
+    "neox": ("GPTNeoX", NEOX),
+    "neox_in_line": (
+        "GPTNeoX",
+        NEOX
+        | {"use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+    ),
     "opt": ("OPT", OPT),
     "opt_post_norm": ("OPT", OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False}),
     "opt_plain": (
@@ -92,16 +102,23 @@ MODELS: dict[str, tuple[str, dict]] = {
 
 
 def theirs(name: str, seed: int = 0):
+    return built(*MODELS[name], seed=seed)
+
+
+def built(family: str, settings: dict, *, seed: int = 0):
     """The model in f32 with random weights everywhere, biases, norms and buffers that are saved too."""
-    family, settings = MODELS[name]
     config = getattr(transformers, f"{family}Config")(**settings)
     config._attn_implementation = "eager"  # the only one that knows softcaps and sinks
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
+    saved = model.state_dict()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in model.parameters():
+        for name, p in [*model.named_parameters(), *model.named_buffers()]:
+            if name not in saved:
+                continue
             if p.ndim == 1:
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
             else:
-                p.copy_(torch.randn(p.shape, generator=generator) * p.shape[-1] ** -0.5)
+                inputs = p.shape[-2] if family in TRANSPOSED and p.ndim == 3 else p.shape[-1]
+                p.copy_(torch.randn(p.shape, generator=generator) * inputs**-0.5)
     return model
