@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from pretrain.errors import UserError, check
 from pretrain.models.config import TransformerConfig
 from pretrain.models.convert import engine, safetensors
+from pretrain.models.convert.bart import BART_FAMILY, BART_MODEL, MBART_FAMILY
 from pretrain.models.convert.deepseek import V2_FAMILY, V3_FAMILY
 from pretrain.models.convert.fields import expressed
 from pretrain.models.convert.gemma import GEMMA2_FAMILY, GEMMA3_FAMILY, GEMMA_FAMILY
@@ -20,15 +21,18 @@ from pretrain.models.convert.gptj import GPTJ
 from pretrain.models.convert.gptoss import GPT_OSS
 from pretrain.models.convert.llama import LLAMA
 from pretrain.models.convert.llama4 import LLAMA4
+from pretrain.models.convert.marian import MARIAN
 from pretrain.models.convert.mistral import MISTRAL
 from pretrain.models.convert.mixtral import MIXTRAL
 from pretrain.models.convert.neox import NEOX
 from pretrain.models.convert.olmo2 import OLMO2
 from pretrain.models.convert.opt import OPT
+from pretrain.models.convert.pegasus import PEGASUS
 from pretrain.models.convert.phi3 import PHI3
 from pretrain.models.convert.qwen import QWEN2_FAMILY, QWEN3_FAMILY
 from pretrain.models.convert.qwen_moe import QWEN3_MOE
 from pretrain.models.convert.smollm3 import SMOLLM3
+from pretrain.models.convert.t5 import MT5_FAMILY, T5_FAMILY, UMT5_FAMILY
 from pretrain.models.lora import merged
 from pretrain.models.transformer import Transformer
 
@@ -36,6 +40,7 @@ FAMILIES: tuple[engine.Family, ...] = (
     *(LLAMA, GPT2, MISTRAL, QWEN2_FAMILY, QWEN3_FAMILY, GEMMA_FAMILY, GEMMA2_FAMILY, GEMMA3_FAMILY),
     *(OLMO2, PHI3, SMOLLM3, GPTJ, NEOX, OPT),
     *(MIXTRAL, QWEN3_MOE, LLAMA4, V2_FAMILY, V3_FAMILY, GPT_OSS),
+    *(T5_FAMILY, UMT5_FAMILY, MT5_FAMILY, BART_FAMILY, MBART_FAMILY, PEGASUS, MARIAN, BART_MODEL),
 )
 """A model that several can express is written as the first of them."""
 MAX_SHARD_BYTES = 5_000_000_000
