@@ -1,9 +1,9 @@
 """A run as a value. Everything that decides its numbers is here; nothing here imports jax."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pretrain.data.config import DataConfig
+from pretrain.data.config import DataConfig, TrainSentencePiece
 from pretrain.errors import check
 from pretrain.models.config import MoeConfig, TransformerConfig
 from pretrain.objectives.config import NextToken, Objective
@@ -123,6 +123,15 @@ class RunConfig:
             *((holds, f"objective: {message}") for holds, message in self.objective.model_checks(self.model)),
             *((holds, f"optimizer.{message}") for holds, message in self.optimizer.step_checks(self.steps)),
         )
+
+    def prepared(self) -> DataConfig:
+        """`data`; a tokenizer that is trained on its corpus also gets the special tokens of the objective."""
+        corpus = self.data.corpus
+        if not isinstance(corpus.tokenizer, TrainSentencePiece):
+            return self.data
+        names = self.objective.tokens(self.data.sequence_length, self.model)
+        tokenizer = corpus.tokenizer.with_tokens(names)
+        return replace(self.data, corpus=replace(corpus, tokenizer=tokenizer))
 
     def check(self, devices: int | None = None) -> None:
         """Raises one UserError with every problem; those of the mesh too once the number of devices is known."""

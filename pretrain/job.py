@@ -185,10 +185,10 @@ def _rates(old: RunConfig | None, new: RunConfig, step: int) -> list[str]:
 def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split, Split, Tokenizer]:
     """Process 0 prepares, the others wait; all read the same folder."""
     folder = os.fspath(run / "data")
-    prepared = prepare_if_needed(config.data, folder) if first else None
+    prepared = prepare_if_needed(config.prepared(), folder) if first else None
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("data prepared")
-    train_split, validation, tokenizer = prepared or prepare_if_needed(config.data, folder, prepare=False)
+    train_split, validation, tokenizer = prepared or prepare_if_needed(config.prepared(), folder, prepare=False)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size={config.model.vocab_size} holds fewer; "

@@ -35,7 +35,7 @@ class Prepare:
 
         folder = corpus_folder(config.data, Path(self.run or runs.default(self.config)) / "data")
         prepare_if_needed(
-            config.data,
+            config.prepared(),
             folder,
             workers=self.workers,
             progress=lambda p: output.progress(f"{p.done}/{p.units} units, {p.tokens:,} tokens"),
@@ -87,7 +87,7 @@ class Inspect:
         from pretrain.data.corpus import prepare_if_needed
         from pretrain.data.pipeline import Pipeline
 
-        train, _, tokenizer = prepare_if_needed(config.data, folder, prepare=False)
+        train, _, tokenizer = prepare_if_needed(config.prepared(), folder, prepare=False)
         from pretrain.objectives.transforms import transform
 
         rule = transform(config.objective, tokenizer, config.data.sequence_length, config.model)

@@ -30,7 +30,7 @@ class Train:
 
     def __call__(self) -> None:
         config = presets.overrides(presets.load_run(self.config), self.overrides, ("to", "json"))
-        corpus, wanted = config.data.corpus, config.data.corpus.tokenizer
+        corpus, wanted = config.data.corpus, config.prepared().corpus.tokenizer
         if not isinstance(wanted, TrainSentencePiece):
             raise UserError(
                 "data.corpus.tokenizer is a finished TokenizerFile, expected one to train; "

@@ -3,7 +3,7 @@
 `pretrain.errors.check` collects the `checks` of the whole tree.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Checks = tuple[tuple[bool, str], ...]
@@ -81,6 +81,12 @@ class StandardLibrary:
 Source = TextFiles | JsonLines | Parquet | StandardLibrary
 
 
+ROLES = ("bos", "eos", "pad")
+"""Special tokens by what they are for, whatever a tokenizer calls them."""
+ALWAYS = ("<unk>", "<s>", "</s>", "<pad>")
+"""Special tokens of every vocabulary that we train, ids 0 to 3."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSentencePiece:
     """Train on a uniform sample of the corpus' training documents."""
@@ -94,7 +100,8 @@ class TrainSentencePiece:
     """Share of the sample's characters that get a piece of their own."""
     sample_bytes: int = 50_000_000
     special_tokens: tuple[str, ...] = ()
-    """For example of a chat format: ids of their own that text never produces."""
+    """For example of a chat format: ids of their own that text never produces. Those of a run's objective come by
+    themselves."""
 
     def checks(self) -> Checks:
         tokens, coverage = self.special_tokens, self.character_coverage
@@ -108,6 +115,11 @@ class TrainSentencePiece:
             (0.5 <= coverage <= 1, f"character_coverage={coverage}: expected a share from 0.5 to 1; 0.9995 is usual"),
             (len({*tokens, ""}) == len(tokens) + 1, f"special_tokens={tokens}: expected distinct, non-empty strings"),
         )
+
+    def with_tokens(self, names: tuple[str, ...]) -> "TrainSentencePiece":
+        """With special tokens of these names too; a role (bos) and what every vocabulary has (<s>) are no new ones."""
+        new = dict.fromkeys(n for n in names if n not in (*ROLES, *ALWAYS, *self.special_tokens))
+        return replace(self, special_tokens=(*self.special_tokens, *new))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,3 +59,16 @@ def pack(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Batch:
         "segments": segments,
         "weights": weights.astype(np.float32),
     }
+
+
+def moved_left(keep: np.ndarray, *arrays: np.ndarray, width: int | None = None) -> list[np.ndarray]:
+    """What is kept of each row of arrays [B, N], without gaps, zeros behind; `width`: of the result, None: N."""
+    B, N = keep.shape
+    width = N if width is None else width
+    to = (np.cumsum(keep, axis=1) - 1 + width * np.arange(B)[:, None])[keep]
+    out = []
+    for array in arrays:
+        moved = np.zeros((B, width), array.dtype)
+        moved.reshape(-1)[to] = array[keep]
+        out.append(moved)
+    return out

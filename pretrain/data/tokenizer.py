@@ -15,6 +15,7 @@ class Tokenizer(Protocol):
     pad: int | None
     unk: int | None
     fingerprint: str  # sha256 of the content that decides the ids
+    specials: dict[str, int]  # every special token but unk, by name
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone: no bos or eos, and never a special id, also where the text spells one."""

@@ -36,6 +36,7 @@ class HFTokenizer:
         self.bos, self.eos, self.pad, self.unk = ids
         added = model.get_added_tokens_decoder().items()
         self._special = {i: token.content for i, token in added if token.special and i != self.unk}
+        self.specials = {content: i for i, content in sorted(self._special.items())}
 
     def __reduce__(self):
         return HFTokenizer, (self.content, self.roles)
@@ -82,7 +83,9 @@ class HFTokenizer:
     @functools.cached_property
     def _bytes(self):
         """id -> bytes, by the decoder that the file declares."""
-        decoder = json.dumps(json.loads(self._model.to_str())["decoder"])
+        declared = json.loads(self._model.to_str())["decoder"]
+        decoder, is_wordpiece = json.dumps(declared), declared is not None and declared["type"] == "WordPiece"
+        prefix = declared["prefix"] if is_wordpiece else None
         alphabet = _byte_level_alphabet()
 
         @functools.cache
@@ -94,6 +97,8 @@ class HFTokenizer:
                 return bytes(alphabet[c] for c in piece)
             if '"ByteFallback"' in decoder and re.fullmatch("<0x[0-9A-F]{2}>", piece):
                 return bytes([int(piece[3:5], 16)])
+            if prefix is not None:
+                return piece.removeprefix(prefix).encode() if piece.startswith(prefix) else f" {piece}".encode()
             if "\u2581" in decoder:
                 return piece.replace("\u2581", " ").encode()
             return piece.encode() if '"ByteFallback"' in decoder else self._model.decode([i]).encode()

@@ -43,6 +43,7 @@ class SentencePieceTokenizer:
         self.exact = verbatim and self.proto.trainer_spec.byte_fallback and not self._a_piece_crosses_a_cut()
         self._mark = [model.piece_to_id(f"<0x{b:02X}>") for b in MARK.encode()] if self.exact else []
         self._bytes = [self._bytes_of_piece(p) for p in self.proto.pieces]
+        self.specials = {p.piece: i for i, p in enumerate(self.proto.pieces) if p.type == type(p).CONTROL}
 
     def __reduce__(self):
         return SentencePieceTokenizer, (self.content,)

@@ -104,6 +104,15 @@ class Split:
         file, row, text_bytes, tokens = (int(x) for x in table[number % DOCUMENTS_A_RECORD])
         return read_json(self.folder / f"{name}.json")["sources"][file], row, text_bytes, tokens
 
+    def document_lengths(self) -> np.ndarray:
+        """int64, tokens of every document in the order of the stream."""
+        out = []
+        for shard in self.shards:
+            for record in range(-(-shard.documents // DOCUMENTS_A_RECORD)):
+                data = self._read(f"{shard.name}.documents.array_record", record)
+                out.append(np.frombuffer(data, "<i8").reshape(-1, DOCUMENT_FIELDS)[:, -1])
+        return np.concatenate(out) if out else np.zeros(0, np.int64)
+
     def verify(self) -> None:
         """Reads every file; raises UserError naming each that does not have the manifest's sha256."""
         problems = []

@@ -1,11 +1,11 @@
 """The devices' half of an objective."""
 
-from pretrain.objectives import language
+from pretrain.objectives import config as c
+from pretrain.objectives import language, masked
 from pretrain.objectives.batch import Objective
-from pretrain.objectives.config import NextToken
 
-BUILDERS = {NextToken: language.next_token}
+BUILDERS = {c.NextToken: language.next_token, c.MaskedLm: masked.masked_lm}
 
 
-def build(config) -> Objective:
+def build(config: c.Objective) -> Objective:
     return BUILDERS[type(config)](config)

@@ -1,16 +1,39 @@
 """The host's half of an objective."""
 
+from collections.abc import Callable
+
 from pretrain.data.pack import Packed
 from pretrain.data.rows import Transform
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.vocabulary import Vocabulary, special
 from pretrain.models.config import TransformerConfig
-from pretrain.objectives.config import NextToken, Objective
+from pretrain.objectives import config as c
+from pretrain.objectives.masking import Mask, MaskedRows
+from pretrain.objectives.sentences import SentenceRows
 
 
-def transform(config: Objective, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+def transform(config: c.Objective, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
     """Rows of at most `length` tokens for the stacks of the model.
 
     Raises UserError naming the special tokens that the tokenizer does not have.
     """
-    assert isinstance(config, NextToken)
+    return ROWS[type(config)](config, tokenizer, length, model)
+
+
+def _next_token(config: c.NextToken, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
     return Packed(length)
+
+
+def _masked_lm(config: c.MaskedLm, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+    mask = _mask(config.masking, tokenizer)
+    if (s := config.sentences) is None:
+        return MaskedRows(length, mask)
+    cls, sep = (special(tokenizer, getattr(s, f), f"objective.sentences.{f}") for f in ("cls", "sep"))
+    return SentenceRows(length, s, mask, cls, sep)
+
+
+def _mask(config: c.Masking, tokenizer: Tokenizer) -> Mask:
+    return Mask(config, Vocabulary.of(tokenizer), special(tokenizer, config.mask, "objective.masking.mask"))
+
+
+ROWS: dict[type, Callable[..., Transform]] = {c.NextToken: _next_token, c.MaskedLm: _masked_lm}

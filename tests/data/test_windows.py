@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,27 +5,9 @@ from hypothesis import strategies as st
 
 from pretrain.data.pack import pack
 from pretrain.data.plan import Windows
-from pretrain.data.records import Record, ShardWriter, decode_record, encode_record
+from pretrain.data.records import Record, decode_record, encode_record
 from pretrain.data.sources import read_document
-from pretrain.data.windows import Split
-from pretrain.data.write import SPLITS
-
-
-def write_split(folder, shards: list[list[list[int]]], record_tokens: int, dtype="<u2") -> Split:
-    """A folder whose train split holds the given documents of each shard."""
-    stated = []
-    for number, documents in enumerate(shards):
-        writer = ShardWriter(folder, f"train-{number:05d}", record_tokens, np.dtype(dtype))
-        for row, tokens in enumerate(documents):
-            writer.add(np.array(tokens), 0, row, 2 * len(tokens))
-        (folder / f"{writer.name}.json").write_text(json.dumps({"sources": ["a.jsonl"]}))
-        files = writer.finish()
-        counts = {"documents": writer.documents, "tokens": writer.tokens, "text_bytes": writer.text_bytes}
-        stated.append({"name": writer.name, "files": files, **counts})
-    value = {"corpus": {}, "tokenizer": "t", "vocab_size": 65536, "record_tokens": record_tokens, "version": 1}
-    value |= {"shards": {split: stated if split == "train" else [] for split in SPLITS}, "dropped": {}}
-    (folder / "manifest.json").write_text(json.dumps(value))
-    return Split(folder, "train")
+from tests.data.stored import write_split
 
 
 def unique_tokens(lengths: list[list[int]]) -> list[list[list[int]]]:
