@@ -19,7 +19,7 @@ BLOCK = 64
 def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """y_nO: the first sizes[0] rows times w[0], the next sizes[1] times w[1], and so on; sizes sum to n."""
     if jax.default_backend() == "cpu":
-        return blocked(x_nI, _like(w_EIO, x_nI), sizes_E)
+        return blocked(_like(x_nI, w_EIO), _like(w_EIO, x_nI), sizes_E)
     return jax.lax.ragged_dot(x_nI, w_EIO, sizes_E)
 
 
@@ -44,7 +44,7 @@ def _backward(residuals, dy_nO):
         return dw_EIO.at[expert].add(dw_IO), None
 
     blocks = (_spread(x_nI, rows_n, len(expert_j)), _spread(dy_nO, rows_n, len(expert_j)), expert_j)
-    zeros = _like(jnp.zeros(w_EIO.shape, jnp.float32), x_nI)
+    zeros = _like(_like(jnp.zeros(w_EIO.shape, jnp.float32), x_nI), dy_nO)
     dw_EIO, _ = jax.lax.scan(add, zeros, blocks)
     return dx_nI.astype(x_nI.dtype), dw_EIO.astype(w_EIO.dtype), None
 
