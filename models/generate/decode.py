@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,13 @@ from flax import nnx
 
 from pretrain.errors import UserError, check
 from pretrain.models.cache import Cache, LayerCache, empty_cache
-from pretrain.models.config import LearnedPositions
 from pretrain.models.generate.config import Sampling
+from pretrain.models.generate.prompts import Texts, bucket, check_prompts, padded
 from pretrain.models.generate.sample import logprobs, pick
 from pretrain.models.init import weight
 from pretrain.models.lora import merged
 from pretrain.models.transformer import Inputs, Transformer, unrolled
 
-SLOTS = 32
-"""Prompts and caches are padded to this times a power of two, so that few shapes are ever compiled."""
 FIRST = 128
 """Slots of a cache at first; it doubles when full, so that a step reads few empty slots: at most half."""
 STREAM = 8
@@ -49,34 +48,28 @@ class State:
     """Tokens chosen so far; folded into the key of the next one."""
 
 
-def generate(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    sampling: Sampling,
-    key: jax.Array,
-    stop_tokens: Sequence[int] = (),
-    cache_dtype: jnp.dtype | None = None,
-    cache_length: int | None = None,
-) -> Generation:
-    """Up to `max_tokens` after each prompt, fewer where a stop token comes first.
+class Options(TypedDict, total=False):
+    max_tokens: Required[int]
+    """After each prompt, fewer where a stop token comes first."""
+    sampling: Required[Sampling]
+    key: Required[jax.Array]
+    stop_tokens: Sequence[int]
+    prefix: bool
+    """The tokens of a prompt see each other, as in the training of a prefix language model."""
+    cache_dtype: jnp.dtype | None
+    """None: the model's."""
+    cache_length: int | None
+    """Slots for padded prompts and new tokens, one compilation; None: the cache doubles as it fills."""
 
-    `cache_dtype`: None is the model's. `cache_length`: slots for padded prompts and new tokens, one compilation;
-    None: the cache doubles as it fills.
+
+def generate(
+    model: Transformer, prompts: Texts, *, sources: Texts | None = None, **options: Unpack[Options]
+) -> Generation:
+    """What comes after each prompt. `sources`: what an encoder reads, one for each prompt.
+
     Raises UserError before the first step when prompts, options and model do not fit.
     """
-    chunks = _chunks(
-        model,
-        prompts,
-        chunk=max_tokens,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        key=key,
-        stop_tokens=stop_tokens,
-        cache_dtype=cache_dtype,
-        cache_length=cache_length,
-    )
+    chunks = _chunks(model, prompts, sources, options["max_tokens"], **options)
     tokens_BN, logprobs_BN = (np.concatenate(parts, axis=1) for parts in zip(*chunks))
     rows = [row >= 0 for row in tokens_BN]
     return Generation(
@@ -86,37 +79,31 @@ def generate(
 
 
 def stream(
+    model: Transformer, prompt: Sequence[int], *, source: Sequence[int] | None = None, **options: Unpack[Options]
+) -> Iterator[int]:
+    """The tokens that `generate` gives for this prompt alone, as they come."""
+    for tokens_BN, _ in _chunks(model, [prompt], None if source is None else [source], STREAM, **options):
+        yield from (t for t in tokens_BN[0].tolist() if t >= 0)
+
+
+def _chunks(
     model: Transformer,
-    prompt: Sequence[int],
+    prompts: Texts,
+    sources: Texts | None,
+    chunk: int,
     *,
     max_tokens: int,
     sampling: Sampling,
     key: jax.Array,
     stop_tokens: Sequence[int] = (),
+    prefix: bool = False,
     cache_dtype: jnp.dtype | None = None,
     cache_length: int | None = None,
-) -> Iterator[int]:
-    """The tokens that `generate` gives for this prompt alone, as they come."""
-    chunks = _chunks(
-        model,
-        [prompt],
-        chunk=STREAM,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        key=key,
-        stop_tokens=stop_tokens,
-        cache_dtype=cache_dtype,
-        cache_length=cache_length,
-    )
-    for tokens_BN, _ in chunks:
-        yield from (t for t in tokens_BN[0].tolist() if t >= 0)
-
-
-def _chunks(model, prompts, *, chunk, max_tokens, sampling, key, stop_tokens, cache_dtype, cache_length):
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens_BN, logprobs_BN): the first token alone, then up to `chunk` at a time; tokens after a stop are -1."""
     check(sampling, "sampling")
-    _check(model, prompts, max_tokens)
-    inputs = _padded(prompts)
+    check_prompts(model.config, prompts, sources, max_tokens)
+    inputs = padded(prompts, sources, prefix=prefix)
     T = inputs.tokens.shape[1]
     length = _cache_length(T, max_tokens, cache_length)
     stop = jnp.asarray(sorted(set(stop_tokens)), jnp.int32)
@@ -146,7 +133,8 @@ def prepared(model: Transformer) -> Transformer:
             matrix = param.inputs is not None or any(param is t for t in tables)
             param.set_value(weight(param, model.dtype if matrix else param.dtype))
     if jax.sharding.get_abstract_mesh().size <= 1:  # fused, the parts of a sharded product would sit on other devices
-        for block in [*model.decoder.prefix, *model.decoder.suffix]:
+        stacks = [stack for stack in (model.encoder, model.decoder) if stack is not None]
+        for block in [block for stack in stacks for block in (*stack.prefix, *stack.suffix)]:
             block.mixer.fuse()
             if block.mlp is not None:
                 block.mlp.fuse()
@@ -156,7 +144,8 @@ def prepared(model: Transformer) -> Transformer:
 @partial(jax.jit, static_argnames=("sampling", "length", "dtype"))
 def _prefill(model: Transformer, inputs: Inputs, key, stop, *, sampling: Sampling, length: int, dtype) -> State:
     batch, T = inputs.tokens.shape
-    out = model(inputs, cache=empty_cache(model.config, batch, T, dtype))
+    read = 0 if inputs.encoder is None else inputs.encoder.tokens.shape[1]
+    out = model(inputs, cache=empty_cache(model.config, batch, T, dtype, read))
     tokens_B, logprobs_B = _choose(model, out.hidden_BTD[:, -1:], sampling, jax.random.fold_in(key, 0))
     return State(
         cache=_grown(out.cache, length),
@@ -218,56 +207,13 @@ def _grown(cache: Cache, length: int) -> Cache:
     return replace(cache, layers=layers, segments_BS=grow(cache.segments_BS, 1), positions_BS=positions_BS)
 
 
-def _padded(prompts: Sequence[Sequence[int]]) -> Inputs:
-    """Prompts end together, so that the next token of every row goes to the same slot; before them is segment 0."""
-    T = _bucket(max(len(p) for p in prompts))
-    tokens_BT = np.zeros((len(prompts), T), np.int32)
-    for row, prompt in zip(tokens_BT, prompts):
-        row[T - len(prompt) :] = prompt
-    place_BT = np.arange(T)[None] - (T - np.asarray([len(p) for p in prompts])[:, None])
-    return Inputs(
-        tokens=jnp.asarray(tokens_BT),
-        positions=jnp.asarray(np.maximum(place_BT, 0), jnp.int32),
-        segments=jnp.asarray(place_BT >= 0, jnp.int32),
-    )
-
-
-def _bucket(n: int) -> int:
-    return SLOTS << max(0, -(-n // SLOTS) - 1).bit_length()
-
-
 def _cache_length(prompt: int, max_tokens: int, asked: int | None) -> int:
     """Slots to begin with."""
     if asked is None:
-        return min(_bucket(prompt + max_tokens), max(FIRST, 2 * prompt))
+        return min(bucket(prompt + max_tokens), max(FIRST, 2 * prompt))
     if asked < prompt + max_tokens:
         raise UserError(
             f"found cache_length={asked}, expected at least {prompt + max_tokens} slots "
             f"({prompt} for the padded prompts, {max_tokens} new tokens); raise it or leave it out"
         )
     return asked
-
-
-def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-    config = model.config
-    positions = config.stack.positions
-    if config.decoder is None or config.encoder is not None:
-        raise UserError("found a model with an encoder, expected a decoder alone; generate from a GPT or Llama")
-    if max_tokens < 1:
-        raise UserError(f"found max_tokens={max_tokens}, expected at least 1; raise it")
-    if not prompts:
-        raise UserError("found no prompt, expected at least one; give one list of token ids a row")
-    for i, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise UserError(f"found no token in prompt {i}, expected at least one; begin it with the tokenizer's bos")
-        if not (min(prompt) >= 0 and max(prompt) < config.vocab_size):
-            raise UserError(
-                f"found token ids {min(prompt)} to {max(prompt)} in prompt {i}, expected 0 to {config.vocab_size - 1}; "
-                "use the tokenizer the model was trained with"
-            )
-    longest = max(len(p) for p in prompts)
-    if isinstance(positions, LearnedPositions) and longest + max_tokens > positions.length:
-        raise UserError(
-            f"found a prompt of {longest} tokens and max_tokens={max_tokens}, expected at most {positions.length} "
-            "together, the positions this model learned; shorten the prompt or lower max_tokens"
-        )
