@@ -20,7 +20,7 @@ from pretrain.models.config import (
     StackConfig,
     TransformerConfig,
 )
-from pretrain.models.convert.engine import Constant, Family
+from pretrain.models.convert.engine import Constant, Family, hidden
 from pretrain.models.convert.fields import Fields, halves
 from pretrain.models.convert.gpt2 import ACTIVATIONS, spelled
 from pretrain.models.convert.rules import Rule, attention, linear, norm
@@ -230,5 +230,5 @@ def family(style: Style) -> Family:
 
 BART_FAMILY = family(Style(architecture=BART, model_type="bart", embed_norm=True, learned=True))
 MBART_FAMILY = family(Style(architecture=MBART, model_type="mbart", pre_norm=True, embed_norm=True, learned=True))
-BART_MODEL = replace(BART_FAMILY, architecture="BartModel", bare=True)
+BART_MODEL = replace(BART_FAMILY, architecture="BartModel", bare=True, outputs={"last_hidden_state": hidden})
 """What Facebook's checkpoints call themselves."""
