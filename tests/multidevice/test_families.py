@@ -10,7 +10,6 @@ import optax
 import pytest
 from flax import nnx
 
-from pretrain.configs.llama import llama
 from pretrain.models import config as c
 from pretrain.models import tree
 from pretrain.models.transformer import Inputs, Transformer
