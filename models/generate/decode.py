@@ -13,9 +13,11 @@ from flax import nnx
 from pretrain.errors import UserError, check
 from pretrain.models.cache import Cache, LayerCache, empty_cache
 from pretrain.models.generate.config import Sampling
+from pretrain.models.generate.history import History, Stops, controlled
 from pretrain.models.generate.prompts import Texts, bucket, check_prompts, padded
 from pretrain.models.generate.sample import logprobs, pick
 from pretrain.models.init import weight
+from pretrain.models.layers.attention import write
 from pretrain.models.lora import merged
 from pretrain.models.transformer import Inputs, Transformer, unrolled
 
@@ -27,7 +29,7 @@ STREAM = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One list a prompt. A stop token, if one came, is the last."""
+    """One list a prompt. A stop token or sequence, if one came, is the last."""
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
@@ -40,9 +42,13 @@ class State:
     """Between two steps: `tokens_B` are chosen, the cache does not hold them yet."""
 
     cache: Cache
+    history_BS: jax.Array
+    """The tokens that the cache holds."""
     tokens_B: jax.Array
     logprobs_B: jax.Array
     positions_B: jax.Array
+    recent_BN: jax.Array
+    """The last ones of those made: as many as the longest stop sequence has."""
     stopped_B: jax.Array
     made: jax.Array
     """Tokens chosen so far; folded into the key of the next one."""
@@ -50,10 +56,12 @@ class State:
 
 class Options(TypedDict, total=False):
     max_tokens: Required[int]
-    """After each prompt, fewer where a stop token comes first."""
+    """After each prompt, fewer where a stop comes first."""
     sampling: Required[Sampling]
     key: Required[jax.Array]
     stop_tokens: Sequence[int]
+    stop_sequences: Texts
+    """Several tokens in a row that stop as one stop token does."""
     prefix: bool
     """The tokens of a prompt see each other, as in the training of a prefix language model."""
     cache_dtype: jnp.dtype | None
@@ -96,19 +104,20 @@ def _chunks(
     sampling: Sampling,
     key: jax.Array,
     stop_tokens: Sequence[int] = (),
+    stop_sequences: Texts = (),
     prefix: bool = False,
     cache_dtype: jnp.dtype | None = None,
     cache_length: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens_BN, logprobs_BN): the first token alone, then up to `chunk` at a time; tokens after a stop are -1."""
-    check(sampling, "sampling")
+    _check_options(model, sampling, max_tokens, stop_sequences)
     check_prompts(model.config, prompts, sources, max_tokens)
     inputs = padded(prompts, sources, prefix=prefix)
     T = inputs.tokens.shape[1]
     length = _cache_length(T, max_tokens, cache_length)
-    stop = jnp.asarray(sorted(set(stop_tokens)), jnp.int32)
+    stops = Stops.of(stop_tokens, stop_sequences)
     model = prepared(model)
-    state = _prefill(model, inputs, key, stop, sampling=sampling, length=length, dtype=cache_dtype or model.dtype)
+    state = _prefill(model, inputs, key, stops, sampling=sampling, length=length, dtype=cache_dtype or model.dtype)
     yield np.asarray(state.tokens_B)[:, None], np.asarray(state.logprobs_B)[:, None]
     made = 1
     while made < max_tokens and not np.all(state.stopped_B):
@@ -117,7 +126,7 @@ def _chunks(
             length = 2 * length
             state = _longer(state, length)
         n = min(chunk, max_tokens - made, length - filled)
-        state, tokens_BS, logprobs_BS = _advance(model, state, key, stop, n, sampling=sampling)
+        state, tokens_BS, logprobs_BS = _advance(model, state, key, stops, n, sampling=sampling)
         yield np.asarray(tokens_BS[:, :n]), np.asarray(logprobs_BS[:, :n])
         made += n
 
@@ -142,40 +151,37 @@ def prepared(model: Transformer) -> Transformer:
 
 
 @partial(jax.jit, static_argnames=("sampling", "length", "dtype"))
-def _prefill(model: Transformer, inputs: Inputs, key, stop, *, sampling: Sampling, length: int, dtype) -> State:
+def _prefill(model: Transformer, inputs: Inputs, key, stops: Stops, *, sampling: Sampling, length: int, dtype) -> State:
     batch, T = inputs.tokens.shape
     read = 0 if inputs.encoder is None else inputs.encoder.tokens.shape[1]
     out = model(inputs, cache=empty_cache(model.config, batch, T, dtype, read))
-    tokens_B, logprobs_B = _choose(model, out.hidden_BTD[:, -1:], sampling, jax.random.fold_in(key, 0))
-    return State(
+    before = State(
         cache=_grown(out.cache, length),
-        tokens_B=tokens_B,
-        logprobs_B=logprobs_B,
-        positions_B=inputs.positions[:, -1] + 1,
-        stopped_B=jnp.isin(tokens_B, stop),
-        made=jnp.int32(1),
+        history_BS=_wider(inputs.tokens, length, 1),
+        tokens_B=inputs.tokens[:, -1],
+        logprobs_B=jnp.zeros(batch),
+        positions_B=inputs.positions[:, -1],
+        recent_BN=stops.none(batch),
+        stopped_B=jnp.zeros(batch, bool),
+        made=jnp.int32(0),
     )
+    return _chosen(model, before, out.hidden_BTD[:, -1:], key, stops, sampling)
 
 
 @partial(jax.jit, static_argnames=("sampling",), donate_argnames=("state",))
-def _advance(model: Transformer, state: State, key, stop, n, *, sampling: Sampling):
+def _advance(model: Transformer, state: State, key, stops: Stops, n, *, sampling: Sampling):
     """(state, tokens_BS, logprobs_BS) after up to n more tokens, which fill the first n of S places."""
     tokens_BS = jnp.full_like(state.cache.segments_BS, -1)
 
     def step(carry):
-        i, state, tokens_BS, logprobs_BS = carry
-        out = model(Inputs(tokens=state.tokens_B[:, None], positions=state.positions_B[:, None]), cache=state.cache)
-        tokens_B, logprobs_B = _choose(model, out.hidden_BTD, sampling, jax.random.fold_in(key, state.made))
-        shown_B = jnp.where(state.stopped_B, -1, tokens_B)
-        state = State(
-            cache=out.cache,
-            tokens_B=tokens_B,
-            logprobs_B=logprobs_B,
-            positions_B=state.positions_B + 1,
-            stopped_B=state.stopped_B | jnp.isin(tokens_B, stop),
-            made=state.made + 1,
-        )
-        return i + 1, state, tokens_BS.at[:, i].set(shown_B), logprobs_BS.at[:, i].set(logprobs_B)
+        i, before, tokens_BS, logprobs_BS = carry
+        inputs = Inputs(tokens=before.tokens_B[:, None], positions=before.positions_B[:, None])
+        out = model(inputs, cache=before.cache)
+        history_BS = write(before.history_BS, inputs.tokens, before.cache.filled, 1)
+        state = replace(before, cache=out.cache, history_BS=history_BS)
+        state = _chosen(model, state, out.hidden_BTD, key, stops, sampling)
+        shown_B = jnp.where(before.stopped_B, -1, state.tokens_B)
+        return i + 1, state, tokens_BS.at[:, i].set(shown_B), logprobs_BS.at[:, i].set(state.logprobs_B)
 
     def unfinished(carry):
         return (carry[0] < n) & ~jnp.all(carry[1].stopped_B)
@@ -184,27 +190,45 @@ def _advance(model: Transformer, state: State, key, stop, n, *, sampling: Sampli
     return jax.lax.while_loop(unfinished, step, carry)[1:]
 
 
-def _choose(model: Transformer, hidden_B1D: jax.Array, sampling: Sampling, key) -> tuple[jax.Array, jax.Array]:
+def _chosen(model: Transformer, before: State, hidden_B1D, key, stops: Stops, sampling: Sampling) -> State:
+    """With one token more, for which the cache that holds all before it gave these hidden states."""
     logits_BV = model.logits(hidden_B1D)[:, 0]
-    tokens_B = pick(logits_BV, sampling, key)
-    return tokens_B, logprobs(logits_BV, tokens_B)
+    history = History(
+        tokens_BS=before.history_BS,
+        there_BS=before.cache.segments_BS != 0,
+        filled=before.cache.filled,
+        made=before.made,
+    )
+    said_BV = controlled(logits_BV, sampling, history, stops)
+    tokens_B = pick(said_BV, sampling, jax.random.fold_in(key, before.made))
+    recent_BN = jnp.concatenate([before.recent_BN[:, 1:], tokens_B[:, None]], axis=1)
+    return replace(
+        before,
+        tokens_B=tokens_B,
+        logprobs_B=logprobs(logits_BV, tokens_B),
+        positions_B=before.positions_B + 1,
+        recent_BN=recent_BN,
+        stopped_B=before.stopped_B | (stops.end(recent_BN) & (before.made >= sampling.min_tokens)),
+        made=before.made + 1,
+    )
 
 
 @partial(jax.jit, static_argnames=("length",))
 def _longer(state: State, length: int) -> State:
-    return replace(state, cache=_grown(state.cache, length))
+    return replace(state, cache=_grown(state.cache, length), history_BS=_wider(state.history_BS, length, 1))
 
 
 def _grown(cache: Cache, length: int) -> Cache:
-    def grow(x, axis):
-        return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
-
     def grow_mixer(layer: LayerCache) -> LayerCache:
-        return replace(layer, mixer=jax.tree.map(lambda x: grow(x, x.ndim - 2), layer.mixer))
+        return replace(layer, mixer=jax.tree.map(lambda x: _wider(x, length, x.ndim - 2), layer.mixer))
 
     layers = jax.tree.map(grow_mixer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
-    positions_BS = None if cache.positions_BS is None else grow(cache.positions_BS, 1)
-    return replace(cache, layers=layers, segments_BS=grow(cache.segments_BS, 1), positions_BS=positions_BS)
+    positions_BS = None if cache.positions_BS is None else _wider(cache.positions_BS, length, 1)
+    return replace(cache, layers=layers, segments_BS=_wider(cache.segments_BS, length, 1), positions_BS=positions_BS)
+
+
+def _wider(x: jax.Array, length: int, axis: int) -> jax.Array:
+    return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
 
 def _cache_length(prompt: int, max_tokens: int, asked: int | None) -> int:
@@ -217,3 +241,14 @@ def _cache_length(prompt: int, max_tokens: int, asked: int | None) -> int:
             f"({prompt} for the padded prompts, {max_tokens} new tokens); raise it or leave it out"
         )
     return asked
+
+
+def _check_options(model: Transformer, sampling: Sampling, max_tokens: int, stop_sequences: Texts) -> None:
+    check(sampling, "sampling")
+    vocabulary, first, least = model.config.vocab_size, sampling.first_token, sampling.min_tokens
+    if first is not None and first >= vocabulary:
+        raise UserError(f"sampling.first_token={first}: expected 0 to {vocabulary - 1}, the vocabulary; name another")
+    if least > max_tokens:
+        raise UserError(f"sampling.min_tokens={least}: expected at most max_tokens={max_tokens}; lower it")
+    if not all(len(sequence) for sequence in stop_sequences):
+        raise UserError("found an empty stop sequence, expected at least one token in each; leave it out")

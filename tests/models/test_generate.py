@@ -27,6 +27,7 @@ from pretrain.models.transformer import Inputs, Transformer
 KEY = jax.random.key(0)
 PROMPTS = [[5, 9, 2], list(range(1, 39)), [40]]
 NEW = 12
+LATE = Sampling(temperature=0.0, min_tokens=4)
 
 
 def tiny(**changes) -> TransformerConfig:
@@ -117,6 +118,39 @@ def test_a_stop_token_is_the_last_of_its_row_and_of_no_other(model):
     assert greedy(model, stop_tokens=[row[0] for row in free]).tokens == [row[:1] for row in free]
 
 
+def test_a_stop_sequence_is_the_last_of_its_row_and_of_no_other(model):
+    free = greedy(model).tokens
+    sequence = free[1][2:5]
+
+    def cut(row: list[int]) -> list[int]:
+        ends = [i + 3 for i in range(len(row) - 2) if row[i : i + 3] == sequence]
+        return row[: ends[0]] if ends else row
+
+    out = greedy(model, stop_sequences=[sequence, [64, 64, 64, 64]])
+    assert out.tokens == [cut(row) for row in free]
+    assert len(out.tokens[1]) == 5
+    options = {"max_tokens": NEW, "sampling": GREEDY, "key": KEY, "stop_sequences": [sequence]}
+    assert list(stream(model, PROMPTS[1], **options)) == out.tokens[1]
+
+
+def test_no_stop_comes_before_min_tokens(model):
+    free = greedy(model).tokens[1]
+    late = greedy(model, PROMPTS[1:2], stop_sequences=[free[2:4], free[6:8]], sampling=LATE).tokens[0]
+    assert late == free[:8]
+    forbidden = greedy(model, PROMPTS[1:2], stop_tokens=free[:2], sampling=LATE).tokens[0]
+    assert len(forbidden) >= LATE.min_tokens
+    assert not set(forbidden[: LATE.min_tokens]) & set(free[:2])
+
+
+def test_each_row_of_a_batch_is_controlled_by_its_own_history(model):
+    sampling = Sampling(
+        temperature=0.0, repetition_penalty=1.2, frequency_penalty=0.5, presence_penalty=0.5, no_repeat_ngram=2
+    )
+    alone = [greedy(model, [p], sampling=sampling).tokens[0] for p in PROMPTS]
+    assert greedy(model, sampling=sampling).tokens == alone
+    assert alone != greedy(model).tokens
+
+
 def test_the_same_key_gives_the_same_tokens_and_another_key_others(model):
     sampling = Sampling(temperature=2.0, top_p=0.95)
     a, b, c = (greedy(model, sampling=sampling, key=jax.random.key(k)) for k in (1, 1, 2))
@@ -157,11 +191,20 @@ def test_transformers_continues_an_imported_model_the_same_way(tmp_path):
     )
     theirs = transformers.LlamaForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path)
-    prompt = torch.tensor(PROMPTS[:1])
-    out = theirs.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False, pad_token_id=0
-    )
-    assert greedy(folder.load(tmp_path)[1], PROMPTS[:1]).tokens == out[:, prompt.shape[1] :].tolist()
+    ours, prompt = folder.load(tmp_path)[1], torch.tensor(PROMPTS[:1])
+
+    def continued(**options) -> list[list[int]]:
+        settings = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0} | options
+        return theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)[
+            :, prompt.shape[1] :
+        ].tolist()
+
+    free = continued()
+    assert greedy(ours, PROMPTS[:1]).tokens == free
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.4, no_repeat_ngram=2, min_tokens=3)
+    stop = free[0][1]
+    controlled = continued(repetition_penalty=1.4, no_repeat_ngram_size=2, min_new_tokens=3, eos_token_id=stop)
+    assert greedy(ours, PROMPTS[:1], sampling=sampling, stop_tokens=[stop]).tokens == controlled != free
 
 
 @pytest.mark.parametrize(
@@ -173,6 +216,9 @@ def test_transformers_continues_an_imported_model_the_same_way(tmp_path):
         ({"max_tokens": 0}, "found max_tokens=0, expected at least 1; "),
         ({"max_tokens": 8, "cache_length": 40}, "found cache_length=40, expected at least 72 slots"),
         ({"sampling": Sampling(temperature=-1.0)}, "sampling.temperature=-1.0: expected 0 "),
+        ({"sampling": Sampling(first_token=64)}, "sampling.first_token=64: expected 0 to 63, the vocabulary; "),
+        ({"sampling": Sampling(min_tokens=13)}, "sampling.min_tokens=13: expected at most max_tokens=12; "),
+        ({"stop_sequences": [[1], []]}, "found an empty stop sequence, expected at least one token in each; "),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_first_step(model, change, message):
