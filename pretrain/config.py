@@ -5,7 +5,7 @@ from typing import Literal
 
 from pretrain.data.config import DataConfig, TrainSentencePiece
 from pretrain.errors import check
-from pretrain.models.config import MoeConfig, TransformerConfig
+from pretrain.models.config import LearnedPositions, MoeConfig, TransformerConfig
 from pretrain.objectives.config import NextToken, Objective
 from pretrain.optimizer.config import OptimizerConfig
 from pretrain.sharding.mesh import MeshConfig
@@ -100,8 +100,7 @@ class RunConfig:
     seed: int = 0
 
     def checks(self) -> Checks:
-        positions = self.model.stack.positions
-        room = getattr(positions, "length", self.data.sequence_length)
+        length = self.data.sequence_length
         vocab = getattr(self.data.corpus.tokenizer, "vocab_size", None)
         return (
             (self.steps > 0, f"steps={self.steps}: expected a positive number"),
@@ -110,17 +109,13 @@ class RunConfig:
                 self.simulate is None or self.simulate > 0,
                 f"simulate={self.simulate}: expected devices, or None",
             ),
-            (
-                self.data.sequence_length <= room,
-                f"data.sequence_length={self.data.sequence_length} is longer than the table of {room} positions; "
-                "shorten it or lengthen model.decoder.positions",
-            ),
+            *_room_checks(self.model, length, self.objective.lengths(length, self.model)),
             (
                 vocab is None or vocab <= self.model.vocab_size,
                 f"data.corpus.tokenizer.vocab_size={vocab} does not fit model.vocab_size={self.model.vocab_size}; "
                 "make the model's at least as large",
             ),
-            *((holds, f"objective: {message}") for holds, message in self.objective.model_checks(self.model)),
+            *((holds, f"objective: {message}") for holds, message in self.objective.run_checks(self.model, self.data)),
             *((holds, f"optimizer.{message}") for holds, message in self.optimizer.step_checks(self.steps)),
         )
 
@@ -138,6 +133,19 @@ class RunConfig:
         check(self)
         if devices is not None:
             _check_mesh(self, devices)
+
+
+def _room_checks(model: TransformerConfig, sequence: int, lengths: tuple[int, int | None]) -> Checks:
+    """Tables of positions hold every token of a row."""
+    stacks = {"decoder": (model.decoder, lengths[0]), "encoder": (model.encoder, lengths[1 if model.decoder else 0])}
+    out = []
+    for name, (stack, length) in stacks.items():
+        table = stack and stack.positions
+        if isinstance(table, LearnedPositions) and length is not None:
+            what = "is longer than" if length == sequence else f"makes rows of {length} tokens, more than"
+            message = f"data.sequence_length={sequence} {what} the table of {table.length} positions; "
+            out.append((length <= table.length, f"{message}shorten it or lengthen model.{name}.positions"))
+    return tuple(out)
 
 
 def _check_mesh(config: RunConfig, devices: int) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,8 +85,3 @@ def _joins(character: str) -> bool:
 def _ideograph(character: str) -> bool:
     """CJK ideographs, which no space divides, as BERT's tokenizer divides them; kana join."""
     return "\u3400" <= character <= "\u4dbf" or "\u4e00" <= character <= "\u9fff" or character >= "\U00020000"
-
-
-def names_of(pattern: str, count: int) -> Sequence[str]:
-    """The names of numbered special tokens, as <extra_id_0>."""
-    return [pattern.format(i) for i in range(count)]

@@ -4,7 +4,11 @@ from pretrain.objectives import config as c
 from pretrain.objectives import language, masked
 from pretrain.objectives.batch import Objective
 
-BUILDERS = {c.NextToken: language.next_token, c.MaskedLm: masked.masked_lm}
+BUILDERS = {
+    c.NextToken: language.next_token,
+    c.MaskedLm: masked.masked_lm,
+    c.SpanCorruption: language.asked,
+}
 
 
 def build(config: c.Objective) -> Objective:

@@ -36,6 +36,17 @@ def with_layers(loss: Loss, layers: dict[str, jax.Array]) -> Loss:
     return replace(loss, total=loss.total + sum(sums.values()), metrics={**loss.metrics, **metrics})
 
 
+def asked(config) -> Objective:
+    """The targets where the batch asks for them."""
+
+    def loss(model: Transformer, batch: Batch, key: jax.Array | None) -> Loss:
+        out = model(batch.inputs, key=key)
+        loss = cross_entropy(config.loss, model.unembed(), out.hidden_BTD, batch.targets, batch.weights)
+        return with_layers(loss, out.losses)
+
+    return loss
+
+
 def next_token(config: NextToken) -> Objective:
     def loss(model: Transformer, batch: Batch, key: jax.Array | None) -> Loss:
         out = model(batch.inputs, key=key)

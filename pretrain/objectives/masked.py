@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch, Loss, Objective
-from pretrain.objectives.config import SENTENCE_TASK, MaskedLm
+from pretrain.objectives.config_masked import SENTENCE_TASK, MaskedLm
 from pretrain.objectives.language import READ, cross_entropy, with_layers
 from pretrain.sharding import place
 

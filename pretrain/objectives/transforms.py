@@ -2,14 +2,21 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from pretrain.data.pack import Packed
 from pretrain.data.rows import Transform
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.vocabulary import Vocabulary, special
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives import config as c
+from pretrain.objectives import lengths
+from pretrain.objectives.config_denoising import sentinels
+from pretrain.objectives.config_parts import both
+from pretrain.objectives.layout import Beside, Joined
 from pretrain.objectives.masking import Mask, MaskedRows
 from pretrain.objectives.sentences import SentenceRows
+from pretrain.objectives.spans import SpanRows
 
 
 def transform(config: c.Objective, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
@@ -36,4 +43,29 @@ def _mask(config: c.Masking, tokenizer: Tokenizer) -> Mask:
     return Mask(config, Vocabulary.of(tokenizer), special(tokenizer, config.mask, "objective.masking.mask"))
 
 
-ROWS: dict[type, Callable[..., Transform]] = {c.NextToken: _next_token, c.MaskedLm: _masked_lm}
+def _spans(config: c.SpanCorruption, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+    encoder, denoisers = both(model), config.denoisers
+    names = sentinels(config.sentinel, lengths.spans(length, denoisers, encoder=encoder))
+    return SpanRows(
+        room=lengths.raw_tokens(length, denoisers, encoder=encoder),
+        denoisers=denoisers,
+        shares=(1.0,),
+        modes=(None,),
+        sentinels=np.array([special(tokenizer, name, "objective.sentinel") for name in names], np.int32),
+        eos=special(tokenizer, "eos", "objective"),
+        layout=_layout(config, tokenizer, length, model),
+    )
+
+
+def _layout(config, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Beside | Joined:
+    if not both(model):
+        return Joined(length)
+    target, source = config.lengths(length, model)
+    return Beside(source, target, special(tokenizer, config.start, "objective.start"))
+
+
+ROWS: dict[type, Callable[..., Transform]] = {
+    c.NextToken: _next_token,
+    c.MaskedLm: _masked_lm,
+    c.SpanCorruption: _spans,
+}

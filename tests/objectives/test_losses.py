@@ -1,6 +1,6 @@
 """The loss of each objective against the formula, from whole logits in numpy, and its gradients."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ from tests.objectives.zoo import CASES, Case, raw
 fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def opened(case: Case) -> tuple[Transformer, Batch]:
+@cache
+def opened(name: str) -> tuple[Transformer, Batch]:
+    case = CASES[name]
     rows = case.transform()
     arrays = rows(raw(rows.room, 4, others=True))
-    model = Transformer(case.model, rngs=nnx.Rngs(0))
+    model = fast(lambda: Transformer(case.model, rngs=nnx.Rngs(0)))()
     return model, gathered({name: jnp.asarray(a) for name, a in arrays.items()})
 
 
@@ -30,33 +32,40 @@ def nll(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, z_loss: fl
     return float((weights * (z - label + z_loss * z**2)).sum())
 
 
+@fast
+def said(model: Transformer, batch: Batch) -> dict:
+    """Everything that the model says of the batch, in whole logits."""
+    out = model(batch.inputs)
+    hidden = out.hidden_BTD
+    if batch.places is not None:
+        hidden = jax.vmap(lambda h, p: h[p])(hidden, batch.places)
+    further = () if model.config.ahead is None else model.ahead(out.hidden_BTD, batch.inputs)[0]
+    return {
+        "logits": model.logits(hidden),
+        "further": [model.logits(h) for h in further],
+        "label": model.task("next_sentence", out.hidden_BTD, batch.inputs.segments) if model.config.tasks else None,
+    }
+
+
 def reference(case: Case, model: Transformer, batch: Batch) -> float:
     """The sum of the cross-entropies that the objective asks for."""
-    z = case.objective.loss.z_loss
-    out = model(batch.inputs)
-    hidden = np.asarray(out.hidden_BTD)
-    if batch.places is not None:
-        hidden = np.stack([h[p] for h, p in zip(hidden, np.asarray(batch.places))])
+    z, answers = case.objective.loss.z_loss, said(model, batch)
     targets, weights = np.asarray(batch.targets), np.asarray(batch.weights)
-    total = nll(model.logits(jnp.asarray(hidden)), targets, weights, z)
-    if case.model.ahead is not None:
+    total = nll(answers["logits"], targets, weights, z)
+    for d, logits in enumerate(answers["further"], start=1):
         segments = np.asarray(batch.inputs.segments)
-        further, _ = model.ahead(out.hidden_BTD, batch.inputs)
-        for d, h in enumerate(further, start=1):
-            there = weights[:, d:] * (segments[:, d:] == segments[:, :-d])
-            part = nll(model.logits(h)[:, :-d], targets[:, d:], there, z)
-            total += case.objective.ahead / len(further) * part
+        there = weights[:, d:] * (segments[:, d:] == segments[:, :-d])
+        total += case.objective.ahead / len(answers["further"]) * nll(logits[:, :-d], targets[:, d:], there, z)
     if batch.labels is not None:
         labels = np.asarray(batch.labels)
-        logits = model.task("next_sentence", out.hidden_BTD, batch.inputs.segments)
-        total += nll(logits, labels, weights.sum(1) * (labels >= 0))
+        total += nll(answers["label"], labels, weights.sum(1) * (labels >= 0))
     return total
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_loss_is_the_formula(name):
     case = CASES[name]
-    model, batch = opened(case)
+    model, batch = opened(name)
     loss = fast(build(case.objective))(model, batch, None)
     assert float(loss.weight) == float(batch.weights.sum()) > 0
     assert float(loss.total) == pytest.approx(reference(case, model, batch), rel=1e-5)
@@ -65,7 +74,7 @@ def test_the_loss_is_the_formula(name):
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_gets_a_gradient(name):
     case = CASES[name]
-    model, batch = opened(case)
+    model, batch = opened(name)
     objective = build(case.objective)
     grads = fast(jax.grad(lambda m: objective(m, batch, jax.random.key(0)).total))(model)
     silent = [
@@ -79,7 +88,7 @@ def test_every_parameter_gets_a_gradient(name):
 @pytest.mark.parametrize("name", CASES)
 def test_halves_of_a_batch_add_up(name):
     case = CASES[name]
-    model, batch = opened(case)
+    model, batch = opened(name)
     of = fast(build(case.objective))
     halves = [of(model, jax.tree.map(lambda x, s=s: x[s], batch), None) for s in (slice(0, 2), slice(2, 4))]
     whole = of(model, batch, None)

@@ -12,7 +12,7 @@ from pretrain.objectives.transforms import transform
 
 WORDS = [" the", " cat", " sat", "ly", "ing", " on", " mat", " Who", ".", "?", ",", "\n", "東", "京", " (", ")"]
 WORDS += [f" w{i}" for i in range(50)] + [f"s{i}" for i in range(30)]
-NAMES = ("[MASK]", "[CLS]", "[SEP]")
+NAMES = ("[MASK]", "[CLS]", "[SEP]", *(f"<extra_id_{i}>" for i in range(100)))
 LENGTH = 48
 
 
@@ -87,6 +87,10 @@ def encoder(**more) -> m.TransformerConfig:
     return m.TransformerConfig(vocab_size=V, d_model=16, encoder=stack(False), **more)
 
 
+def both(**more) -> m.TransformerConfig:
+    return m.TransformerConfig(vocab_size=V, d_model=16, encoder=stack(False), decoder=stack(True, cross=True), **more)
+
+
 AHEAD = m.AheadConfig(depth=2, block=stack(True).pattern[0])
 JUDGE = {"embed": m.EmbedConfig(types=2), "tasks": (m.TaskConfig(name="next_sentence", labels=2, hidden="tanh"),)}
 LOSS = c.LossConfig(chunk=7, z_loss=1e-3)
@@ -108,4 +112,6 @@ CASES = {
     "whole words": Case(c.MaskedLm(loss=LOSS, masking=c.Masking(whole_words=True)), encoder()),
     "next sentence": Case(c.MaskedLm(loss=LOSS, sentences=c.Sentences()), encoder(**JUDGE)),
     "sentence order": Case(c.MaskedLm(loss=LOSS, sentences=c.Sentences(kind="order")), encoder(**JUDGE)),
+    "spans": Case(c.SpanCorruption(loss=LOSS), both()),
+    "spans, decoder": Case(c.SpanCorruption(loss=LOSS), decoder()),
 }

@@ -1,0 +1,115 @@
+"""Span corruption against T5's published code and numbers, and undone."""
+
+import numpy as np
+import pytest
+
+from pretrain.data.draws import Draws, row_keys
+from pretrain.objectives import lengths
+from pretrain.objectives.config import SpanCorruption
+from pretrain.objectives.spans import divided, noise_mask
+from pretrain.objectives.transforms import transform
+from tests.objectives.zoo import TOKENIZER, Words, both, decoder, raw
+
+NAMES = tuple(f"<extra_id_{i}>" for i in range(100))
+SENTINELS = [TOKENIZER.specials[name] for name in NAMES]
+
+
+def draws(rows: int, seed: int = 0) -> Draws:
+    return Draws(row_keys(seed, np.arange(rows), "test"))
+
+
+def restored(inputs: list[int], targets: list[int]) -> list[int]:
+    """The text, from what is read and what is written."""
+    assert inputs.pop() == targets.pop() == TOKENIZER.eos
+    spans, at = {}, None
+    for t in targets:
+        if t in SENTINELS:
+            at = SENTINELS.index(t)
+            assert at == len(spans)
+            spans[at] = []
+        else:
+            spans[at].append(t)
+    assert all(spans.values())
+    out = [x for t in inputs for x in (spans.pop(SENTINELS.index(t)) if t in SENTINELS else [t])]
+    assert not spans
+    return out
+
+
+@pytest.mark.parametrize("length", [32, 128, 512])
+def test_an_encoders_row_is_full_and_the_decoders_has_the_length_that_t5_computes(length):
+    rows = transform(SpanCorruption(), TOKENIZER, length, both())
+    text = raw(rows.room, 32)
+    batch = rows(text)
+    assert batch["encoder_tokens"].shape[1] == length
+    assert batch["encoder_segments"].all()
+    assert batch["weights"].all()
+    if length == 512:  # the numbers of T5's published training
+        assert (rows.room, batch["tokens"].shape[1]) == (568, 114)
+    for row in range(32):
+        back = restored(batch["encoder_tokens"][row].tolist(), batch["targets"][row].tolist())
+        assert back == text.tokens[row, :-1].tolist()
+    assert (batch["tokens"][:, 0] == TOKENIZER.pad).all()
+    assert np.array_equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
+
+
+def test_a_decoder_reads_and_writes_in_one_row():
+    rows = transform(SpanCorruption(), TOKENIZER, 512, decoder())
+    text = raw(rows.room, 32)
+    batch = rows(text)
+    assert batch["tokens"].shape[1] - batch["segments"].sum(1).max() <= 2
+    for row in range(32):
+        n, total = int(batch["prefix"][row].sum()), int(batch["segments"][row].sum())
+        assert batch["prefix"][row].tolist() == [1] * n + [0] * (512 - n)
+        assert batch["weights"][row].tolist() == [0] * (n - 1) + [1] * (total - n + 1) + [0] * (512 - total)
+        written = batch["targets"][row][n - 1 : total].tolist()
+        assert batch["tokens"][row, n:total].tolist() == written[:-1]
+        assert restored(batch["tokens"][row, :n].tolist(), written) == text.tokens[row, :-1].tolist()
+
+
+@pytest.mark.parametrize(("rate", "mean"), [(0.15, 3.0), (0.5, 3.0), (0.15, 8.0), (0.5, 64.0)])
+@pytest.mark.parametrize("n", [2, 3, 17, 568])
+def test_as_many_tokens_and_spans_are_hidden_as_in_t5(n, rate, mean):
+    config = SpanCorruption(rate=rate, mean=mean)
+    mask = noise_mask(n, config, draws(64))
+    many = min(max(round(n * rate), 1), n - 1)
+    spans = min(max(round(many / mean), 1), n - many)
+    assert (mask.sum(1) == many).all()
+    assert ((np.diff(mask.astype(int), axis=1) == 1).sum(1) == spans).all()
+    assert not mask[:, 0].any()
+    assert mask[:, -1].all()
+    assert lengths.lengths(n, config) == (n - many + spans + 1, many + spans + 1, n + 2 * spans + 2)
+
+
+def test_all_divisions_are_equally_likely():
+    sizes = divided(6, 3, draws(20_000), "x")
+    assert (sizes.sum(1) == 6).all()
+    found, counts = np.unique(sizes, axis=0, return_counts=True)
+    assert len(found) == 10  # of 6 into 3 parts
+    assert abs(counts / 20_000 - 0.1).max() < 0.01
+
+
+def test_spans_have_the_stated_mean_length():
+    mask = noise_mask(568, SpanCorruption(), draws(200))
+    spans = (np.diff(mask.astype(int), axis=1) == 1).sum()
+    assert mask.sum() / spans == pytest.approx(3, abs=0.05)
+    assert mask.mean() == pytest.approx(0.15, abs=0.001)
+
+
+def test_the_last_shorter_row_is_corrupted_at_the_same_rate():
+    rows = transform(SpanCorruption(), TOKENIZER, 512, both())
+    text = raw(rows.room, 4)
+    short = np.array([568, 300, 1, 0])
+    batch = rows(type(text)(**{**vars(text), "lengths": short}))
+    for row, n in enumerate(short[:2]):
+        read, written = batch["encoder_segments"][row] > 0, batch["weights"][row] > 0
+        back = restored(batch["encoder_tokens"][row][read].tolist(), batch["targets"][row][written].tolist())
+        assert back == text.tokens[row, :n].tolist()
+    assert not batch["weights"][2:].any()
+    assert not batch["encoder_segments"][2:].any()
+
+
+def test_a_missing_sentinel_is_named():
+    from pretrain.errors import UserError
+
+    with pytest.raises(UserError, match=r"objective.sentinel: found no special token '<extra_id_40>' in the tokenizer"):
+        transform(SpanCorruption(rate=0.5), Words(names=NAMES[:40]), 512, both())
