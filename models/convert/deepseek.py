@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pretrain.errors import UserError
 from pretrain.models.config import (
     AheadConfig,
     BlockConfig,
@@ -24,7 +23,7 @@ from pretrain.models.config import (
 )
 from pretrain.models.convert import llama, rope
 from pretrain.models.convert.engine import Family
-from pretrain.models.convert.fields import Fields, alone
+from pretrain.models.convert.fields import Fields, Unlike, alone
 from pretrain.models.convert.mixtral import expert_rules
 from pretrain.models.convert.periods import bounded
 from pretrain.models.convert.rules import Rule
@@ -184,7 +183,7 @@ def _to_hf(config: TransformerConfig, length: int | None, version: str) -> dict[
     blocks = alone(config, "decoder", version).blocks
     block, mixer, mlp = blocks[-1], blocks[-1].mixer, blocks[-1].mlp
     if not isinstance(mixer, MlaConfig) or not isinstance(mlp, MoeConfig):
-        raise UserError(
+        raise Unlike(
             f"decoder: found {type(mixer).__name__} and {type(mlp).__name__} in its last layer, {version} has latent "
             "attention and mixtures of experts; export another architecture"
         )

@@ -66,6 +66,11 @@ HARMLESS = frozenset(
 )
 """Names and settings of generation, storage and other heads: the logits do not hang on them."""
 
+
+class Unlike(UserError):
+    """A family has no form for this kind of model at all: some other refuses it for a better reason."""
+
+
 REQUIRED = object()
 LARGEST = 2**31
 """No size, rate or base of any model comes near it."""
@@ -168,30 +173,30 @@ def dense(
 
 
 def alone(config: TransformerConfig, name: Literal["decoder", "encoder"], architecture: str) -> StackConfig:
-    """The only stack of a model; raises UserError for one with another."""
+    """The only stack of a model; raises Unlike for one with another."""
     other = "encoder" if name == "decoder" else "decoder"
     stack = getattr(config, name)
     if stack is None or getattr(config, other) is not None:
         article = {"encoder": "an encoder", "decoder": "a decoder"}
-        raise UserError(
+        raise Unlike(
             f"found {article[other]} in the model, {architecture} is {article[name]} only; export another architecture"
         )
     return stack
 
 
 def halves(stack: StackConfig, name: str, architecture: str) -> tuple[BlockConfig, AttentionConfig, MlpConfig]:
-    """The first layer of a stack, its attention and its MLP; raises UserError unless they are the plain ones."""
+    """The first layer of a stack, its attention and its MLP; raises Unlike unless they are the plain ones."""
     block = first(stack, name, architecture)
     if not isinstance(block.mlp, MlpConfig) or not isinstance(block.mixer, AttentionConfig):
         found = type(block.mlp).__name__.replace("NoneType", "nothing")
-        raise UserError(f"{name}.0.mlp: found {found}, {architecture} has only plain MLPs; export another")
+        raise Unlike(f"{name}.0.mlp: found {found}, {architecture} has only plain MLPs; export another")
     return block, block.mixer, block.mlp
 
 
 def first(stack: StackConfig, name: str, architecture: str) -> BlockConfig:
     block = stack.blocks[0]
     if not isinstance(block.mixer, AttentionConfig):
-        raise UserError(f"{name}.0.mixer: found {type(block.mixer).__name__}, {architecture} has only plain attention")
+        raise Unlike(f"{name}.0.mixer: found {type(block.mixer).__name__}, {architecture} has only plain attention")
     return block
 
 
@@ -203,7 +208,7 @@ def expressed(family: Family, config: TransformerConfig, length: int | None = No
         alike.setdefault((re.sub(r"\.\d+\.", ".", name), repr(a), repr(b)), []).append(name)
     problems = []
     for (_, a, b), (first, *more) in alike.items():
-        where = f"{first}={a} (and {len(more)} more layers)" if more else f"{first}={a}"
+        where = f"{first}={a} (and {len(more)} more)" if more else f"{first}={a}"
         problems.append(f"{where}: {family.architecture} would read {b}, it has no such setting")
     if problems:
         raise UserError(*problems)
@@ -238,7 +243,7 @@ def essence(config: TransformerConfig) -> dict:
         decoder=None,
         generator=None,
         adapters=(),
-        embed=replace(config.embed, dropout=0.0),
+        embed=replace(config.embed, dropout=0.0, width=_wider(config)),
         tasks=(),
         ahead=ahead and replace(ahead, block=_quiet(ahead.block)),
     )
@@ -250,6 +255,11 @@ def essence(config: TransformerConfig) -> dict:
         "tasks": {task.name: replace(task, dropout=0.0) for task in config.tasks},
         "": quiet,
     }
+
+
+def _wider(config: TransformerConfig) -> int | None:
+    """None where the embeddings are as wide as the layers, however that is said."""
+    return None if config.embed.width == config.d_model else config.embed.width
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

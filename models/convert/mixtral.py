@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pretrain.errors import UserError
 from pretrain.models.config import AttentionConfig, BlockConfig, MlpConfig, MoeConfig, RouterConfig, TransformerConfig
 from pretrain.models.convert import llama, rope
 from pretrain.models.convert.engine import Family
-from pretrain.models.convert.fields import Fields, alone
+from pretrain.models.convert.fields import Fields, Unlike, alone
 from pretrain.models.convert.rules import Rule
 
 ARCHITECTURE = "MixtralForCausalLM"
@@ -46,11 +45,11 @@ def coefficient(config: TransformerConfig) -> float:
 
 
 def mixture(config: TransformerConfig, architecture: str) -> tuple[BlockConfig, MoeConfig]:
-    """The first layer of a decoder that is a mixture of experts; raises UserError where none is."""
+    """The first layer of a decoder that is a mixture of experts; raises Unlike where none is."""
     for block in alone(config, "decoder", architecture).blocks:
         if isinstance(block.mlp, MoeConfig):
             return block, block.mlp
-    raise UserError(f"found no mixture of experts in the model, {architecture} is one; export another architecture")
+    raise Unlike(f"found no mixture of experts in the model, {architecture} is one; export another architecture")
 
 
 def config_from_hf(values: Mapping[str, Any]) -> TransformerConfig:

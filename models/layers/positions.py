@@ -49,9 +49,8 @@ def rope_table(rope: Rope, head_dim: int, positions_BT: jax.Array) -> Table:
 
 def _llama3(frequency: jax.Array, s: Llama3Scaling) -> jax.Array:
     wavelength = 2 * math.pi / frequency
-    smooth = (s.original_length / wavelength - s.low_frequency_factor) / (
-        s.high_frequency_factor - s.low_frequency_factor
-    )
+    width = s.high_frequency_factor - s.low_frequency_factor  # 0 in Llama 4: nothing is between
+    smooth = (s.original_length / wavelength - s.low_frequency_factor) / max(width, 1e-9)
     between = (1 - smooth) * frequency / s.factor + smooth * frequency
     slow = wavelength > s.original_length / s.low_frequency_factor
     fast = wavelength < s.original_length / s.high_frequency_factor

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pretrain.configs import gpt2, gpt3, llama
+from pretrain.configs.mixtral import mixtral
 from pretrain.errors import UserError
 from pretrain.models.config import (
     DynamicNtkScaling,
@@ -70,6 +71,14 @@ def change(config, **mixer):
     return replace(config, decoder=replace(config.decoder, pattern=(block,)))
 
 
+def capped():
+    config = mixtral(vocab_size=9, d_model=8, layers=2, heads=2, d_ff=12, experts=4)
+    (block,) = config.decoder.pattern
+    return replace(
+        config, decoder=replace(config.decoder, pattern=(replace(block, mlp=replace(block.mlp, capacity=1.5)),))
+    )
+
+
 def test_what_no_architecture_has_is_named():
     tiny = llama.llama(vocab_size=9, d_model=8, layers=1, heads=2, d_ff=12)
     block = tiny.decoder.pattern[0]
@@ -82,13 +91,16 @@ def test_what_no_architecture_has_is_named():
         "decoder.0.mlp.activation='gelu': LlamaForCausalLM would read 'silu', it has no such setting": replace(
             tiny, decoder=gelu
         ),
+        "decoder.0.mlp.capacity=1.5 (and 1 more): MixtralForCausalLM would read None, it has no such setting": (
+            capped()
+        ),
         "head.softcap=30.0: LlamaForCausalLM would read None, it has no such setting": replace(
             tiny, head=replace(tiny.head, softcap=30.0)
         ),
         "decoder.1.mixer.window=256: GPT2LMHeadModel would read None, it has no such setting": gpt2.gpt2(
             d_model=8, layers=2, heads=2, window=256
         ),
-        "decoder.1.mixer.window=256 (and 5 more layers): GPT2LMHeadModel would read None, it has no such setting": (
+        "decoder.1.mixer.window=256 (and 5 more): GPT2LMHeadModel would read None, it has no such setting": (
             gpt3.gpt3_small()
         ),
     }
@@ -154,8 +166,8 @@ REFUSED = {
     ),
     "frequencies": (
         read_llama,
-        rope(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}),
-        ["config.json: RoPE: low_freq_factor is 4.0, expected less than high_freq_factor=4.0; correct one"],
+        rope(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.5, "high_freq_factor": 4.0}),
+        ["config.json: RoPE: low_freq_factor is 4.5, expected at most high_freq_factor=4.0; correct one"],
     ),
     "two_thetas": (
         read_llama,

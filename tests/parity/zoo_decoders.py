@@ -108,6 +108,7 @@ def theirs(name: str, seed: int = 0):
 def built(family: str, settings: dict, *, seed: int = 0):
     """The model in f32 with random weights everywhere, biases, norms and buffers that are saved too."""
     config = getattr(transformers, f"{family}Config")(**settings)
+    torch.manual_seed(seed)
     config._attn_implementation = "eager"  # the only one that knows softcaps and sinks
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
     saved = model.state_dict()
