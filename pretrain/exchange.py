@@ -129,7 +129,7 @@ def _checked(folder: Path, model: Transformer) -> tuple[list[str], dict[str, Any
     if other := [n for n in mine if n not in theirs or mine[n].read().tobytes() != theirs[n].read().tobytes()]:
         problems.append(f"{folder}: {safetensors.listed(other)} is not the model's, expected every bit; export again")
     inputs = proof.random_inputs(read.config)
-    judged = proof.opinion(family, folder, inputs)
+    judged = proof.opinion(family, folder, read.config, inputs)
     if judged is None:
         before = engine.to_ours(family, read.config, mine, lambda name, param, value: jnp.asarray(value))
         judged = "own reload", proof.answers(family, before, inputs), [], []
@@ -251,7 +251,7 @@ def _compared(folder: Path, run: Path, model: Transformer) -> dict[str, Any]:
     """`model` beside the folder it was read from as `transformers` reads it, or else beside `run`."""
     family = family_of(safetensors.read_json(folder / "config.json"))
     inputs = proof.random_inputs(model.config)
-    judged = proof.opinion(family, folder, inputs)
+    judged = proof.opinion(family, folder, model.config, inputs)
     if judged is None:
         read = convert.parts(convert.load(run)[1])[""]
         judged = "own reload", proof.answers(family, read, inputs), [], []

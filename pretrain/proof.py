@@ -20,15 +20,18 @@ ROWS, LENGTH = 2, 64
 """Of the random tokens both read."""
 
 Outputs = dict[str, np.ndarray]
+Opinion = tuple[str, Outputs, list[str], list[str]]
 
 
 def random_inputs(config: TransformerConfig) -> Inputs:
     """Rows for its last stack, and other ones for the encoder before it."""
     rng = np.random.default_rng(0)
     stacks = [stack for stack in (config.decoder, config.encoder) if stack]
+    # RoBERTa's positions begin after the index of padding, which `transformers` does not count as a token.
+    low = max(getattr(s.positions, "offset", 0) for s in stacks)
     lengths = [s.positions.length if isinstance(s.positions, LearnedPositions) else LENGTH for s in stacks]
     rows = [
-        Inputs(tokens=rng.integers(0, config.vocab_size, (ROWS, min(LENGTH, n)), dtype=np.int32))  # type: ignore
+        Inputs(tokens=rng.integers(low, config.vocab_size, (ROWS, min(LENGTH, n)), dtype=np.int32))  # type: ignore
         for n in lengths
     ]
     return replace(rows[0], encoder=rows[1]) if len(rows) == 2 else rows[0]
@@ -40,12 +43,14 @@ def answers(family: Family, model: Transformer, inputs: Inputs) -> Outputs:
     @jax.jit
     def run(model: Transformer, inputs: Inputs) -> dict[str, jax.Array]:
         hidden_BTD = model(inputs).hidden_BTD
-        return {name: answer(model, hidden_BTD) for name, answer in family.outputs.items()}
+        return {name: answer(model, hidden_BTD) for name, answer in family.answers(model.config).items()}
 
     return {name: np.asarray(y) for name, y in run(model, jax.tree.map(jnp.asarray, inputs)).items()}
 
 
-def opinion(family: Family, folder: Path, inputs: Inputs) -> tuple[str, Outputs, list[str], list[str]] | None:
+def opinion(
+    family: Family, folder: Path, config: TransformerConfig, inputs: Inputs
+) -> tuple[str, Outputs, list[str], list[str]] | None:
     """(version, outputs, tensors not read, tensors missed) of `transformers`; None where it is not installed."""
     try:
         import torch
@@ -66,7 +71,7 @@ def opinion(family: Family, folder: Path, inputs: Inputs) -> tuple[str, Outputs,
         given = {"input_ids": tensor(inputs.encoder.tokens), "decoder_input_ids": given["input_ids"]}
     with torch.no_grad():
         out = model.eval()(**given)
-    outputs = {name: out[name].numpy() for name in family.outputs}
+    outputs = {name: out[name].numpy() for name in family.answers(config)}
     missing = [name for name in info["missing_keys"] if not family.may_lack(name)]
     return f"transformers {transformers.__version__}", outputs, sorted(info["unexpected_keys"]), sorted(missing)
 

@@ -34,9 +34,19 @@ def hidden(model: Transformer, hidden_BTD: jax.Array) -> jax.Array:
     return hidden_BTD
 
 
-def task(name: str, *at: int) -> Answer:
+@dataclass(frozen=True)
+class Said:
     """What a task says; `at`: one number of each."""
-    return lambda model, hidden_BTD: model.task(name, hidden_BTD)[(..., *at)]
+
+    task: str
+    at: tuple[int, ...]
+
+    def __call__(self, model: Transformer, hidden_BTD: jax.Array) -> jax.Array:
+        return model.task(self.task, hidden_BTD)[(..., *self.at)]
+
+
+def task(name: str, *at: int) -> Answer:
+    return Said(name, at)
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,15 @@ class Family:
     """(regular expression, replacement): how older writers spelled a part of a name."""
     outputs: Mapping[str, Answer] = field(default_factory=lambda: {"logits": logits})
     """What `transformers` calls an output, and the same here."""
+    fixed: tuple[str, ...] = ()
+    """Fields of config.json that look like a tokenizer's and change what the model computes."""
     pipeline: str = "text-generation"
     """What the hub calls its use."""
+
+    def answers(self, config: TransformerConfig) -> dict[str, Answer]:
+        """The outputs of a model that may do without a task."""
+        tasks = {task.name for task in config.tasks}
+        return {n: a for n, a in self.outputs.items() if not isinstance(a, Said) or a.task in tasks}
 
     def may_lack(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in self.optional)
@@ -229,8 +246,11 @@ def _inconstant(
         found = tensors[name].read()
         value = constant.value(config, found.shape[0] if found.shape else None)
         eps = float(jax.numpy.finfo(found.dtype).eps) if found.dtype.name in FLOATS else 0.0
-        close = value is not None and found.shape == value.shape
-        if not (close and np.allclose(found.astype(float), value.astype(float), eps, constant.tolerance + eps)):
+        if (
+            value is None
+            or found.shape != value.shape
+            or not np.allclose(found.astype(float), value.astype(float), eps, constant.tolerance + eps)
+        ):
             yield f"tensor {name}: found other numbers than {family.architecture} computes; export the model again"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,10 +11,13 @@ from jax.typing import DTypeLike
 
 from pretrain.errors import UserError, check
 from pretrain.models.config import TransformerConfig
-from pretrain.models.convert import engine, safetensors
+from pretrain.models.convert import engine, safetensors, sentence
 from pretrain.models.convert.bart import BART_FAMILY, BART_MODEL, MBART_FAMILY
+from pretrain.models.convert.bert import BERT
 from pretrain.models.convert.deepseek import V2_FAMILY, V3_FAMILY
-from pretrain.models.convert.fields import expressed
+from pretrain.models.convert.distilbert import DISTILBERT
+from pretrain.models.convert.electra import ELECTRA
+from pretrain.models.convert.fields import Unlike, expressed
 from pretrain.models.convert.gemma import GEMMA2_FAMILY, GEMMA3_FAMILY, GEMMA_FAMILY
 from pretrain.models.convert.generator import apart, together
 from pretrain.models.convert.gpt2 import GPT2
@@ -24,6 +28,7 @@ from pretrain.models.convert.llama4 import LLAMA4
 from pretrain.models.convert.marian import MARIAN
 from pretrain.models.convert.mistral import MISTRAL
 from pretrain.models.convert.mixtral import MIXTRAL
+from pretrain.models.convert.modernbert import MODERNBERT
 from pretrain.models.convert.neox import NEOX
 from pretrain.models.convert.olmo2 import OLMO2
 from pretrain.models.convert.opt import OPT
@@ -31,6 +36,7 @@ from pretrain.models.convert.pegasus import PEGASUS
 from pretrain.models.convert.phi3 import PHI3
 from pretrain.models.convert.qwen import QWEN2_FAMILY, QWEN3_FAMILY
 from pretrain.models.convert.qwen_moe import QWEN3_MOE
+from pretrain.models.convert.roberta import ROBERTA
 from pretrain.models.convert.smollm3 import SMOLLM3
 from pretrain.models.convert.t5 import MT5_FAMILY, T5_FAMILY, UMT5_FAMILY
 from pretrain.models.lora import merged
@@ -41,6 +47,7 @@ FAMILIES: tuple[engine.Family, ...] = (
     *(OLMO2, PHI3, SMOLLM3, GPTJ, NEOX, OPT),
     *(MIXTRAL, QWEN3_MOE, LLAMA4, V2_FAMILY, V3_FAMILY, GPT_OSS),
     *(T5_FAMILY, UMT5_FAMILY, MT5_FAMILY, BART_FAMILY, MBART_FAMILY, PEGASUS, MARIAN, BART_MODEL),
+    *(*DISTILBERT, *BERT, *ROBERTA, *ELECTRA, *MODERNBERT),
 )
 """A model that several can express is written as the first of them."""
 MAX_SHARD_BYTES = 5_000_000_000
@@ -81,6 +88,8 @@ def _load(folder: Path, dtype: DTypeLike, place: engine.Place) -> Transformer:
     if layers > len(tensors):  # before anything grows with the number of layers
         raise UserError(f"config.json: found {layers} layers, {folder} has {len(tensors)} tensors; correct one")
     config = family.refine(config, tensors)
+    if embedding := sentence.read(folder):
+        config = replace(config, tasks=(*config.tasks, embedding))
     check(config)
     return engine.to_ours(family, config, tensors, place, dtype)
 
@@ -114,15 +123,28 @@ def save(
     names = []
     for name, part in parts(model).items():
         family, values = describe(part.config, length)
-        values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # a family's defaults are not ours
-        values |= {"dtype": dtype, "torch_dtype": dtype, **(fields or {})}  # torch_dtype: the name before version 5
+        values |= {"dtype": dtype, "torch_dtype": dtype}  # torch_dtype: the name before version 5
+        values = _identified(family, values, fields or {})
         tensors = engine.to_theirs(family, part, np.dtype(jnp.dtype(dtype)), length)
         inside = Path(folder) / name
         inside.mkdir(parents=True, exist_ok=True)
         safetensors.write_text(inside / "config.json", json.dumps(values, indent=2) + "\n")
         written = ["config.json", *safetensors.write_folder(inside, tensors, max_shard_bytes)]
+        written += sentence.write(inside, part.config, length)
         names += [f"{name}/{file}".lstrip("/") for file in written]
     return names
+
+
+def _identified(family: engine.Family, values: dict, fields: dict) -> dict:
+    """config.json with the ids of a tokenizer; a family's defaults are not ours."""
+    for name in family.fixed:
+        if fields.get(name, values[name]) not in (None, values[name]):
+            raise UserError(
+                f"{name}={fields[name]}: in {family.architecture} positions begin after padding, in this model after "
+                f"{values[name]}; set the offset of its positions to {fields[name] + 1}"
+            )
+    kept = {name: values[name] for name in family.fixed}
+    return values | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | fields | kept
 
 
 def family_of(values: dict) -> engine.Family:
@@ -141,9 +163,10 @@ def family_of(values: dict) -> engine.Family:
 def describe(config: TransformerConfig, length: int | None = None) -> tuple[engine.Family, dict]:
     """The architecture that computes the same and its config.json; for none, the objections of the nearest one."""
     refusals: list[UserError] = []
+    config = replace(config, tasks=sentence.split(config)[0])
     for family in FAMILIES:
         try:
             return family, expressed(family, config, length)
         except UserError as error:
             refusals.append(error)
-    raise min(refusals, key=lambda error: len(error.problems))
+    raise min(refusals, key=lambda error: (isinstance(error, Unlike), len(error.problems)))

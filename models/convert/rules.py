@@ -108,6 +108,11 @@ def linear(theirs: str, ours: str, pattern: str = "o d -> d o", bias: str = "o -
     return Rule(f"{theirs}.weight", ours, pattern), Rule(f"{theirs}.bias", f"{ours}_bias", bias)
 
 
+def output(theirs: str, ours: str) -> tuple[Rule, Rule]:
+    """The last map of a head or task."""
+    return Rule(f"{theirs}.weight", f"{ours}/kernel", "o d -> d o"), Rule(f"{theirs}.bias", f"{ours}/bias", "o -> o")
+
+
 def norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
     return Rule(f"{theirs}.weight", f"{ours}/scale", "d -> d"), Rule(f"{theirs}.bias", f"{ours}/bias", "d -> d")
 

@@ -10,12 +10,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
 
 from pretrain.errors import UserError
 
+J = TypeVar("J", dict, list)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
@@ -101,7 +103,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
             raise UserError(f"{path}: found {size} bytes and no header, expected a safetensors file; copy it again")
-        header = _parse(file.read(length), path)
+        header = _parse(file.read(length), path, dict)
     start, end, out = 8 + length, 0, {}
     entries = {name: _entry(name, entry, path) for name, entry in header.items() if name != "__metadata__"}
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
@@ -136,23 +138,29 @@ def _entry(name: str, entry: object, path: Path) -> tuple[np.dtype, tuple[int, .
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file; raises UserError for anything else, also for a key that comes twice."""
-    return _parse(path.read_bytes(), path)
+    return _parse(path.read_bytes(), path, dict)
 
 
-def _parse(text: bytes, path: Path) -> dict:
+def read_list(path: Path) -> list:
+    """The list in a JSON file; raises UserError as `read_json` does."""
+    return _parse(path.read_bytes(), path, list)
+
+
+def _parse(text: bytes, path: Path, kind: type[J]) -> J:
     def unique(pairs: list[tuple[str, object]]) -> dict:
         if len(out := dict(pairs)) != len(pairs):
             twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
             raise ValueError(f"{twice!r} stands in it twice")
         return out
 
+    expected = "expected an object" if kind is dict else "expected a list"
     try:
         out = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: found no JSON ({reason}), expected an object; copy the file again") from None
-    if not isinstance(out, dict):
-        raise UserError(f"{path}: found {type(out).__name__} in JSON, expected an object; copy the file again")
+        raise UserError(f"{path}: found no JSON ({reason}), {expected}; copy the file again") from None
+    if not isinstance(out, kind):
+        raise UserError(f"{path}: found {type(out).__name__} in JSON, {expected}; copy the file again")
     return out
 
 
