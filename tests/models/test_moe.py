@@ -13,7 +13,6 @@ from pretrain.models import tree
 from pretrain.models.config import InitConfig, MlpConfig, MoeConfig, RouterConfig
 from pretrain.models.init import Init
 from pretrain.models.layers.grouped import BLOCK, blocked
-from pretrain.models.layers.mlp import Mlp
 from pretrain.models.layers.moe import Moe
 from pretrain.models.transformer import Inputs, Transformer
 from pretrain.optimizer.build import build
@@ -36,24 +35,38 @@ KINDS = {
 
 def made(config: MoeConfig, seed: int = 0) -> Moe:
     stack = llama(vocab_size=9, d_model=D, layers=1, heads=1, d_ff=4)
-    moe = Moe(config, D, Init.of(stack, nnx.Rngs(seed)))
-    keys = iter(jax.random.split(jax.random.key(seed), 99))
-    return jax.tree.map(lambda p: 0.5 * jax.random.normal(next(keys), p.shape), moe)
+    moe = nnx.eval_shape(lambda: Moe(config, D, Init.of(stack, nnx.Rngs(seed))))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), jnp.float32), moe)
+
+
+@jax.jit
+def run(moe: Moe, x_BTD: jax.Array, segments_BT: jax.Array | None):
+    return moe(x_BTD, segments_BT)
 
 
 def inputs(rows: int = 2, length: int = 7) -> jax.Array:
     return jax.random.normal(jax.random.key(1), (rows, length, D))
 
 
-def one_expert(moe: Moe, e: int, x: np.ndarray) -> np.ndarray:
-    """The plain MLP with the weights of one expert."""
-    config = moe.config.expert
-    init = Init.of(llama(vocab_size=9, d_model=D, layers=1, heads=1, d_ff=4), nnx.Rngs(0))
-    mlp = Mlp(config, D, init)
-    for name in ("up", "gate", "down", "up_bias", "gate_bias", "down_bias"):
-        if getattr(moe, name) is not None:
-            getattr(mlp, name)[...] = getattr(moe, name)[e]
-    return np.asarray(mlp(jnp.asarray(x)[None, None]))[0, 0]
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu_quick": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
+}
+
+
+def one_expert(moe: Moe, e: int, x_D: np.ndarray) -> np.ndarray:
+    """The MLP of one expert."""
+    c = moe.config.expert
+    w = {name: np.asarray(p[...])[e] for name, p in vars(moe).items() if isinstance(p, nnx.Param) and p.shape[0] == E}
+    up, act = x_D @ w["up"] + w.get("up_bias", 0), ACTIVATIONS[c.activation]
+    if not c.gated:
+        return act(up) @ w["down"]
+    gate = x_D @ w["gate"] + w.get("gate_bias", 0)
+    if c.clamp is not None:
+        up, gate = np.clip(up, -c.clamp, c.clamp), np.minimum(gate, c.clamp)
+    return (act(gate) * (up + c.up_offset)) @ w["down"] + w.get("down_bias", 0)
 
 
 def by_hand(moe: Moe, x_D: np.ndarray) -> np.ndarray:
@@ -80,7 +93,7 @@ def by_hand(moe: Moe, x_D: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_token_gets_the_weighted_answers_of_its_experts(kind, capacity):
     moe, x = made(replace(KINDS[kind], capacity=capacity)), inputs()
-    y, _ = moe(x, None)
+    y, _ = run(moe, x, None)
     expected = np.stack([[by_hand(moe, t) for t in row] for row in np.asarray(x)])
     np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-5)
 
@@ -89,7 +102,7 @@ def test_a_shared_expert_answers_every_token():
     moe, x = made(replace(PLAIN, shared=MlpConfig(d_ff=5))), inputs()
     alone = nnx.clone(moe)
     alone.shared = None
-    np.testing.assert_allclose(moe(x, None)[0] - alone(x, None)[0], moe.shared(x), atol=1e-5)
+    np.testing.assert_allclose(run(moe, x, None)[0] - run(alone, x, None)[0], moe.shared(x), atol=1e-5)
 
 
 def test_a_full_expert_lets_later_tokens_pass_and_padding_takes_no_place():
@@ -98,7 +111,7 @@ def test_a_full_expert_lets_later_tokens_pass_and_padding_takes_no_place():
     moe.router[...] = jnp.zeros((D, 2))  # a tie: everyone goes to expert 0
     x = inputs(rows=1, length=8)
     segments = jnp.asarray([[1, 0, 1, 1, 1, 1, 1, 0]])
-    y = np.asarray(moe(x, segments)[0])[0]
+    y = np.asarray(run(moe, x, segments)[0])[0]
     answered = [t for t in range(8) if np.abs(y[t]).max() > 0]
     assert answered == [0, 2]  # 8 tokens x 1 choice / 2 experts x 0.5 are two places
 
@@ -121,12 +134,12 @@ def test_the_blocked_product_is_the_ragged_one_with_its_gradients():
 def test_an_even_load_has_the_least_balance_loss_and_padding_does_not_count():
     router = RouterConfig(top_k=1, balance_loss=1.0, z_loss=1.0)
     moe, x = made(replace(PLAIN, router=router)), inputs(length=600)
-    losses = moe(x, None)[1]
+    losses = run(moe, x, None)[1]
     moe.router[...] = jnp.zeros((D, E)).at[0, 0].set(9.0)
-    crowded = moe(jnp.abs(x), None)[1]
+    crowded = run(moe, jnp.abs(x), None)[1]
     assert 1.0 <= losses["balance"] < 2.0 < crowded["balance"] <= E
     half = jnp.arange(600)[None] < jnp.asarray([[300], [300]])
-    padded, cut = moe(x, half.astype(jnp.int32))[1], moe(x[:, :300], None)[1]
+    padded, cut = run(moe, x, half.astype(jnp.int32))[1], run(moe, x[:, :300], None)[1]
     for name in cut:
         np.testing.assert_allclose(padded[name], cut[name], rtol=1e-5)
 
