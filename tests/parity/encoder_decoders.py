@@ -24,6 +24,8 @@ MODELS: dict[str, tuple[str, dict]] = {
     "t5_gelu": ("T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gelu", "layer_norm_epsilon": 1e-3}),
     "t5_1_1": ("T5ForConditionalGeneration", GATED),
     "t5_1_1_tied": ("T5ForConditionalGeneration", GATED),
+    "t5_even": ("T5ForConditionalGeneration", T5 | {"num_decoder_layers": 2}),
+    "umt5_even": ("UMT5ForConditionalGeneration", T5 | {"num_decoder_layers": 2}),
     "t5_ul2": ("T5ForConditionalGeneration", GATED | {"feed_forward_proj": "gated-silu"}),
     "mt5": ("MT5ForConditionalGeneration", GATED),
     "umt5": ("UMT5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu"}),
@@ -37,6 +39,8 @@ MODELS: dict[str, tuple[str, dict]] = {
 }
 UNTIED = ("t5_1_1", "t5_ul2", "mt5", "umt5_untied")
 """With a head of their own, which `transformers` 5 gives no model that it builds, but reads."""
+CONTINUED = ("t5_even", "umt5_even", "bart", "marian")
+"""One for each kind of position. The cache of `transformers` has as many layers as a T5's encoder."""
 
 
 def theirs(name: str, seed: int = 0):
