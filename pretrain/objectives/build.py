@@ -8,6 +8,7 @@ BUILDERS = {
     c.NextToken: language.next_token,
     c.MaskedLm: masked.masked_lm,
     c.SpanCorruption: language.asked,
+    c.Denoising: language.asked,
 }
 
 

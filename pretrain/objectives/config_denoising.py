@@ -5,7 +5,65 @@ from dataclasses import dataclass, field
 from pretrain.data.config import DataConfig
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives import lengths
-from pretrain.objectives.config_parts import Checks, LossConfig, both, reads_and_writes
+from pretrain.objectives.config_parts import Checks, LossConfig, both, family, has_head, no_ahead, reads_and_writes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """Write documents as they were before noise came in (BART, Lewis et al. 2020). An encoder and its decoder read and
+    write packed rows of data.sequence_length tokens."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    infill: float = 0.3
+    """Share of the text that is hidden in spans, each a single mask."""
+    mean: float = 3.5
+    """Of the Poisson distribution of span lengths; a span of length 0 is a mask that hides nothing."""
+    permute: float = 1.0
+    """Share of the documents whose sentences are permuted."""
+    rotate: float = 0.0
+    """Share of the documents that begin at another token."""
+    delete: float = 0.0
+    """Share of the tokens outside of spans that are left out."""
+    mask_tokens: float = 0.0
+    """Share of the tokens outside of spans that become a mask."""
+    mask: str = "<mask>"
+    start: str = "eos"
+    """The decoder's first token of each document (BART: eos)."""
+
+    def checks(self) -> Checks:
+        shares = {name: getattr(self, name) for name in ("infill", "permute", "rotate", "delete", "mask_tokens")}
+        return (
+            *(
+                (0 <= s <= 1, f"{name}={s}: expected a share from 0 to 1; BART: infill=0.3, permute=1")
+                for name, s in shares.items()
+            ),
+            (self.infill < 1, f"infill={self.infill}: expected some text to be left; 0.3 is usual"),
+            (self.mean >= 1, f"mean={self.mean}: expected spans of at least 1 token; 3.5 is usual"),
+            (
+                self.delete + self.mask_tokens <= 1,
+                f"delete={self.delete} and mask_tokens={self.mask_tokens}: expected at most 1 together; lower one",
+            ),
+            (any(shares.values()), "nothing is changed; set infill, permute, rotate, delete or mask_tokens"),
+        )
+
+    def run_checks(self, model: TransformerConfig, data: DataConfig) -> Checks:
+        return (
+            (
+                both(model),
+                f"Denoising has an encoder read and a decoder write, the model is {family(model)}; expected both, set "
+                "model.encoder and model.decoder or choose another objective",
+            ),
+            has_head(model, "Denoising"),
+            no_ahead(model, "Denoising"),
+        )
+
+    def tokens(self, length: int, model: TransformerConfig) -> tuple[str, ...]:
+        """Names of the special tokens that rows of `length` for this model may hold."""
+        return (self.mask, self.start)
+
+    def lengths(self, length: int, model: TransformerConfig) -> tuple[int, int | None]:
+        """(tokens of a row of the last stack, of the encoder before it)."""
+        return length, length
 
 
 def span_checks(rate: float, mean: float | None) -> Checks:
@@ -55,8 +113,9 @@ class SpanCorruption:
         return reads_and_writes(model, "SpanCorruption")
 
     def tokens(self, length: int, model: TransformerConfig) -> tuple[str, ...]:
+        """Names of the special tokens that rows of `length` for this model may hold."""
         needed = lengths.spans(length, self.denoisers, encoder=both(model))
-        return sentinels(self.sentinel, max(needed, lengths.SENTINELS))
+        return (*sentinels(self.sentinel, max(needed, lengths.SENTINELS)), self.start)
 
     def lengths(self, length: int, model: TransformerConfig) -> tuple[int, int | None]:
         """(tokens of a row of the last stack, of the encoder before it)."""

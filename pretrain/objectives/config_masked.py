@@ -82,6 +82,7 @@ class MaskedLm:
         )
 
     def tokens(self, length: int, model: TransformerConfig) -> tuple[str, ...]:
+        """Names of the special tokens that rows of `length` for this model may hold."""
         s = self.sentences
         return (self.masking.mask,) if s is None else (s.cls, s.sep, self.masking.mask)
 

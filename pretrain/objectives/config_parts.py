@@ -61,8 +61,8 @@ def reads_and_writes(model: TransformerConfig, name: str) -> Checks:
     return (
         (
             model.decoder is not None,
-            f"{name} writes text, the model is {family(model)}; expected a decoder, set model.decoder or choose another "
-            "objective",
+            f"{name} writes text, the model is {family(model)}; expected a decoder, set model.decoder or choose "
+            "another objective",
         ),
         has_head(model, name),
         no_ahead(model, name),

@@ -15,6 +15,7 @@ from pretrain.objectives.config_denoising import sentinels
 from pretrain.objectives.config_parts import both
 from pretrain.objectives.layout import Beside, Joined
 from pretrain.objectives.masking import Mask, MaskedRows
+from pretrain.objectives.noise import NoisyRows
 from pretrain.objectives.sentences import SentenceRows
 from pretrain.objectives.spans import SpanRows
 
@@ -57,6 +58,11 @@ def _spans(config: c.SpanCorruption, tokenizer: Tokenizer, length: int, model: T
     )
 
 
+def _denoising(config: c.Denoising, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+    mask, start = (special(tokenizer, getattr(config, f), f"objective.{f}") for f in ("mask", "start"))
+    return NoisyRows(length, config, Vocabulary.of(tokenizer), mask, start)
+
+
 def _layout(config, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Beside | Joined:
     if not both(model):
         return Joined(length)
@@ -68,4 +74,5 @@ ROWS: dict[type, Callable[..., Transform]] = {
     c.NextToken: _next_token,
     c.MaskedLm: _masked_lm,
     c.SpanCorruption: _spans,
+    c.Denoising: _denoising,
 }

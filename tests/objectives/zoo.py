@@ -12,7 +12,7 @@ from pretrain.objectives.transforms import transform
 
 WORDS = [" the", " cat", " sat", "ly", "ing", " on", " mat", " Who", ".", "?", ",", "\n", "東", "京", " (", ")"]
 WORDS += [f" w{i}" for i in range(50)] + [f"s{i}" for i in range(30)]
-NAMES = ("[MASK]", "[CLS]", "[SEP]", *(f"<extra_id_{i}>" for i in range(100)))
+NAMES = ("[MASK]", "[CLS]", "[SEP]", "<mask>", *(f"<extra_id_{i}>" for i in range(100)))
 LENGTH = 48
 
 
@@ -114,4 +114,5 @@ CASES = {
     "sentence order": Case(c.MaskedLm(loss=LOSS, sentences=c.Sentences(kind="order")), encoder(**JUDGE)),
     "spans": Case(c.SpanCorruption(loss=LOSS), both()),
     "spans, decoder": Case(c.SpanCorruption(loss=LOSS), decoder()),
+    "noise": Case(c.Denoising(loss=LOSS, rotate=0.5, delete=0.1, mask_tokens=0.1), both()),
 }
