@@ -53,23 +53,23 @@ def read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise UserError(
-            f"found a damaged {path}, expected JSON, do restore it or prepare into another folder"
+            f"found a damaged {path}, expected JSON; restore it or prepare into another folder"
         ) from None
 
 
 def read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UserError(f"found no manifest.json in {folder}, expected a prepared corpus, do run pretrain data prepare")
+        raise UserError(f"found no manifest.json in {folder}, expected a prepared corpus; run pretrain data prepare")
     value = read_json(path)
     found = value.get("version") if isinstance(value, dict) else None
     if found != VERSION:
-        raise UserError(f"found version {found} in {path}, expected {VERSION}, do prepare the corpus anew")
+        raise UserError(f"found version {found} in {path}, expected {VERSION}; prepare the corpus anew")
     try:
         shards = {split: [Shard(**s) for s in value["shards"][split]] for split in SPLITS}
         return Manifest(**{**value, "shards": shards})
     except (KeyError, TypeError):
-        raise UserError(f"found a damaged {path}, expected a manifest, do restore it or prepare anew") from None
+        raise UserError(f"found a damaged {path}, expected a manifest; restore it or prepare anew") from None
 
 
 def plain(config) -> Any:
@@ -84,7 +84,7 @@ def require_same_corpus(folder: Path, stored: dict, corpus: CorpusConfig) -> Non
     """Raises, with each key that differs, where `folder` was prepared from another config."""
     old, new = _flat(stored), _flat(plain(corpus))
     if changed := [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]:
-        message = "{} holds a corpus with {}={!r}, expected {!r}, do restore the value or prepare into another folder"
+        message = "{} holds a corpus with {}={!r}, expected {!r}; restore the value or prepare into another folder"
         raise UserError(*(message.format(folder, key, old.get(key), new.get(key)) for key in changed))
 
 

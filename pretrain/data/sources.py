@@ -54,10 +54,10 @@ def _expand(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
 def _nothing_found(pattern: str, suffixes: tuple[str, ...]) -> str:
     if os.path.isdir(pattern):
         wanted = " or ".join(s for s in suffixes if s) or "any"
-        return f"found no {wanted} file in {pattern}, expected at least one, do name another folder"
+        return f"found no {wanted} file in {pattern}, expected at least one; name another folder"
     if glob.has_magic(pattern):
-        return f"found no file that matches {pattern}, expected at least one, do correct the pattern"
-    return f"found nothing at {pattern}, expected a file, folder or glob, do correct the path"
+        return f"found no file that matches {pattern}, expected at least one; correct the pattern"
+    return f"found nothing at {pattern}, expected a file, folder or glob; correct the path"
 
 
 def _standard_library(source: StandardLibrary) -> list[tuple[str, int]]:
@@ -96,7 +96,7 @@ def read_document(source: Source, file: str, row: int) -> Document:
     """One document, found again by its place."""
     document = next(read_file(source, file, Counter(), row), None)
     if document is None or document.row != row:
-        raise UserError(f"found no document at {file} row {row}, expected the prepared corpus' source, do restore it")
+        raise UserError(f"found no document at {file} row {row}, expected the prepared corpus' source; restore it")
     return document
 
 
@@ -114,7 +114,7 @@ def _decoded(value: bytes | str, policy: str, where: str) -> str | None:
     except (UnicodeDecodeError, UnicodeEncodeError) as e:
         if policy == "error":
             message = f"{where}: found invalid Unicode at offset {e.start}, expected UTF-8"
-            raise UserError(f"{message}, do repair it or set invalid_text to replace or skip") from None
+            raise UserError(f"{message}; repair it or set invalid_text to replace or skip") from None
     if policy == "skip":
         return None
     data = value if isinstance(value, bytes) else value.encode("utf-16-le", "surrogatepass")
@@ -123,7 +123,7 @@ def _decoded(value: bytes | str, policy: str, where: str) -> str | None:
 
 def _too_long(where: str, limit: int) -> UserError:
     message = f"{where}: found more than {limit} bytes in one document, expected at most max_document_bytes"
-    return UserError(f"{message}, do raise it or split the document")
+    return UserError(f"{message}; raise it or split the document")
 
 
 def _text_rows(source: TextFiles | StandardLibrary, file: str) -> Iterator[tuple[int, bytes]]:
@@ -160,15 +160,15 @@ def _field(source: JsonLines, line: bytes, where: str) -> str | bytes:
         record = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as e:
         reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
-        raise UserError(f"{where}: found broken JSON ({reason}), expected one object, do repair the line") from None
+        raise UserError(f"{where}: found broken JSON ({reason}), expected one object; repair the line") from None
     if not isinstance(record, dict):
         message = f"{where}: found a JSON {type(record).__name__}, expected an object with {source.field!r}"
-        raise UserError(f"{message}, do repair the line")
+        raise UserError(f"{message}; repair the line")
     text = record.get(source.field)
     if not isinstance(text, str):
         what = f"fields {', '.join(map(repr, sorted(record)))}" if text is None else f"a {type(text).__name__}"
         message = f"{where}: found {what}, expected text in {source.field!r}"
-        raise UserError(f"{message}, do set the source's field or repair the line".replace("\n", " "))
+        raise UserError(f"{message}; set the source's field or repair the line".replace("\n", " "))
     return text
 
 
@@ -177,7 +177,7 @@ def _parquet_rows(source: Parquet, file: str) -> Iterator[tuple[int, str | bytes
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError("found no pyarrow, expected it for parquet, do pip install 'pretrain[parquet]'") from None
+        raise UserError("found no pyarrow, expected it for parquet; pip install 'pretrain[parquet]'") from None
     try:
         with pq.ParquetFile(file) as parquet:
             kinds = {f.name: f.type for f in parquet.schema_arrow}
@@ -185,7 +185,7 @@ def _parquet_rows(source: Parquet, file: str) -> Iterator[tuple[int, str | bytes
             if kinds.get(source.column) not in texts:
                 columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
                 message = f"{file}: found columns {columns}, expected text in {source.column!r}"
-                raise UserError(f"{message}, do set the source's column".replace("\n", " "))
+                raise UserError(f"{message}; set the source's column".replace("\n", " "))
             row = 0
             for batch in parquet.iter_batches(batch_size=256, columns=[source.column]):
                 # Bytes, because pyarrow raises on a whole batch when one string in it is not UTF-8.
@@ -196,4 +196,4 @@ def _parquet_rows(source: Parquet, file: str) -> Iterator[tuple[int, str | bytes
                     row += 1
     except (pa.ArrowException, OSError) as e:
         reason = " ".join(str(e).split())
-        raise UserError(f"{file}: found damaged parquet ({reason}), expected a whole file, do copy it anew") from None
+        raise UserError(f"{file}: found damaged parquet ({reason}), expected a whole file; copy it anew") from None

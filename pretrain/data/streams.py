@@ -65,8 +65,8 @@ def damage(error: Exception, where: str) -> UserError | None:
     """What a user should read when decompression failed; None: the error is of another kind."""
     if isinstance(error, EOFError):
         return UserError(
-            f"{where}: found the end of the file inside compressed data, expected a whole file, do copy it anew"
+            f"{where}: found the end of the file inside compressed data, expected a whole file; copy it anew"
         )
     if isinstance(error, (gzip.BadGzipFile, zlib.error)) or type(error).__name__ == "ZstdError":
-        return UserError(f"{where}: found damaged compressed data ({error}), expected .gz or .zst, do copy it anew")
+        return UserError(f"{where}: found damaged compressed data ({error}), expected .gz or .zst; copy it anew")
     return None

@@ -1,5 +1,6 @@
 """Text to token ids and back, whatever file the vocabulary came from."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +55,18 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         found = found or sorted(path.glob("*.model"))
         if not found:
             raise UserError(
-                f"found no tokenizer in {path}, expected tokenizer.json or a .model file, do name another folder"
+                f"found no tokenizer in {path}, expected tokenizer.json or a .model file; name another folder"
             )
         path = found[0]
     if not path.is_file():
-        raise UserError(f"found nothing at {path}, expected a tokenizer file or folder, do correct the path")
+        raise UserError(f"found nothing at {path}, expected a tokenizer file or folder; correct the path")
     return HFTokenizer.load(path) if path.suffix == ".json" else SentencePieceTokenizer.load(path)
+
+
+def begins_with_bos(folder: str | os.PathLike) -> bool:
+    """Whether a text begins with bos, as the tokenizer_config.json of a folder says; where it says nothing, yes."""
+    try:
+        said = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return True
+    return not isinstance(said, dict) or said.get("add_bos_token") is not False

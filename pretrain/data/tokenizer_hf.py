@@ -49,7 +49,7 @@ class HFTokenizer:
         except Exception as e:  # the binding raises bare Exception
             reason = " ".join(str(e).split())[:200]
             raise UserError(
-                f"found no tokenizer in {path} ({reason}), expected a tokenizer.json, do copy it anew"
+                f"found no tokenizer in {path} ({reason}), expected a tokenizer.json; copy it anew"
             ) from e
         roles = {}
         for role, names in KNOWN.items():
@@ -122,7 +122,7 @@ def _stated_roles(folder: Path) -> dict[str, str]:
             continue
         except ValueError as e:
             raise UserError(
-                f"found broken JSON in {folder / name} ({e}), expected an object, do copy it anew"
+                f"found broken JSON in {folder / name} ({e}), expected an object; copy it anew"
             ) from None
         for role in KNOWN:
             token = stated.get(role)

@@ -55,7 +55,7 @@ class SentencePieceTokenizer:
         try:
             return cls(path.read_bytes())
         except (RuntimeError, DecodeError, ValueError):
-            raise UserError(f"found no sentencepiece model in {path}, expected one, do copy it anew") from None
+            raise UserError(f"found no sentencepiece model in {path}, expected one; copy it anew") from None
 
     def _a_piece_crosses_a_cut(self) -> bool:
         return any(MARK in p.piece.lstrip(MARK) for p in self.proto.pieces)
@@ -165,11 +165,11 @@ def _training_error(error: RuntimeError, config: TrainSentencePiece) -> UserErro
     reason = " ".join(str(error).split())
     if match := re.search(r"set it to a value <= (\d+)", reason):
         message = f"found too little text for tokenizer.vocab_size={config.vocab_size}, expected at most {match[1]}"
-        return UserError(f"{message}, do lower it or add text")
+        return UserError(f"{message}; lower it or add text")
     if match := re.search(r"Vocabulary size is smaller than required_chars.*?(\d+) vs (\d+)", reason):
         message = f"found tokenizer.vocab_size={config.vocab_size}, expected at least {match[2]} for this text"
-        return UserError(f"{message}, do raise it or lower character_coverage")
-    return UserError(f"found that sentencepiece refused the text ({reason}), expected trainable text, do inspect it")
+        return UserError(f"{message}; raise it or lower character_coverage")
+    return UserError(f"found that sentencepiece refused the text ({reason}), expected trainable text; inspect it")
 
 
 def sample(texts: Iterable[str], size: int) -> list[str]:

@@ -119,7 +119,7 @@ class Split:
         for shard in self.shards:
             for name, stated in shard.files.items():
                 if sha256(self.folder / name) != stated["sha256"]:
-                    problems.append(f"found other bytes in {self.folder / name}, expected the manifest's, {_REPAIR}")
+                    problems.append(f"found other bytes in {self.folder / name}, expected the manifest's; {_REPAIR}")
         if problems:
             raise UserError(*problems)
 
@@ -127,9 +127,9 @@ class Split:
         for name, stated in shard.files.items():
             path = self.folder / name
             if not path.is_file():
-                yield f"found no {path}, expected {stated['bytes']} bytes, {_REPAIR}"
+                yield f"found no {path}, expected {stated['bytes']} bytes; {_REPAIR}"
             elif (size := path.stat().st_size) != stated["bytes"]:
-                yield f"found {size} bytes in {path}, expected {stated['bytes']}, {_REPAIR}"
+                yield f"found {size} bytes in {path}, expected {stated['bytes']}; {_REPAIR}"
 
     def _record(self, position: int) -> tuple[Record, int]:
         """The record that holds a token, and the token's place in it."""
@@ -138,7 +138,7 @@ class Split:
         name = f"{self.shards[shard].name}.array_record"
         record = decode_record(self._read(name, number))
         if record.position != number * self.record_tokens:
-            raise UserError(f"found another record at {number} in {self.folder / name}, expected its own, {_REPAIR}")
+            raise UserError(f"found another record at {number} in {self.folder / name}, expected its own; {_REPAIR}")
         return record, inside
 
     def _read(self, file: str, record: int) -> bytes:
@@ -146,7 +146,7 @@ class Split:
             return self._reader(file).read([record])[0]
         except (RuntimeError, ValueError, IndexError, OSError) as e:
             reason = " ".join(str(e).split())[:200]
-            raise UserError(f"found damage in {self.folder / file} ({reason}), expected a record, {_REPAIR}") from None
+            raise UserError(f"found damage in {self.folder / file} ({reason}), expected a record; {_REPAIR}") from None
 
     def _reader(self, file: str):
         from array_record.python.array_record_module import ArrayRecordReader
@@ -161,4 +161,4 @@ class Split:
             return reader
 
 
-_REPAIR = "do restore it or delete this folder and prepare anew"
+_REPAIR = "restore it or delete this folder and prepare anew"

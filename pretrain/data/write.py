@@ -85,7 +85,7 @@ def require_same_tokenizer(folder: Path, fingerprint: str, tokenizer: Tokenizer)
     if tokenizer.fingerprint != fingerprint:
         found, expected = tokenizer.fingerprint[:12], fingerprint[:12]
         message = f"found tokenizer {found}, expected {expected}, with which {folder} was prepared"
-        raise UserError(f"{message}, do restore that tokenizer or prepare into another folder")
+        raise UserError(f"{message}; restore that tokenizer or prepare into another folder")
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _locked(folder: Path):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            message = f"found another process that prepares {folder}, expected to be alone, do wait for it"
+            message = f"found another process that prepares {folder}, expected to be alone; wait for it"
             raise UserError(message) from None
         yield
 
@@ -109,9 +109,9 @@ def _plan(corpus: CorpusConfig, folder: Path, files: list[tuple[str, int]]) -> l
         if plan["files"] != listed:
             changed = next(new or old for old, new in _zip_longest(plan["files"], listed) if old != new)[0]
             message = f"found source files changed since {folder} was begun (first: {changed}), expected the same"
-            raise UserError(f"{message}, do restore them or prepare into another folder")
+            raise UserError(f"{message}; restore them or prepare into another folder")
     elif any(folder.glob("*.array_record")):
-        raise UserError(f"found token shards but no plan in {folder}, expected an empty folder, do name another")
+        raise UserError(f"found token shards but no plan in {folder}, expected an empty folder; name another")
     else:
         write_json(path, {"corpus": plain(corpus), "files": listed})
     return units_of(files, corpus.unit_bytes)
@@ -168,14 +168,14 @@ def _tokenizer(corpus: CorpusConfig, folder: Path, files: list[str]) -> Tokenize
 
 
 def _no_text(files: int) -> UserError:
-    return UserError(f"found no text for training in {files} source files, expected some, do name other files")
+    return UserError(f"found no text for training in {files} source files, expected some; name other files")
 
 
 def _check_specials(corpus: CorpusConfig, tokenizer: Tokenizer) -> None:
     for name, wanted, i in (("bos", corpus.add_bos, tokenizer.bos), ("eos", corpus.add_eos, tokenizer.eos)):
         if wanted and i is None:
             message = f"found a tokenizer without {name}, expected one for corpus.add_{name}=True"
-            raise UserError(f"{message}, do set it to False or use another tokenizer")
+            raise UserError(f"{message}; set it to False or use another tokenizer")
 
 
 def _write_units(corpus: CorpusConfig, folder: Path, units: list, workers: int, progress: Callable) -> None:
@@ -213,7 +213,7 @@ def _write_units(corpus: CorpusConfig, folder: Path, units: list, workers: int, 
                 count(futures[future])
         except BrokenProcessPool:
             message = f"found a worker killed while preparing {folder}, expected enough memory for {workers}"
-            raise UserError(f"{message}, do repeat the command with fewer workers; it continues") from None
+            raise UserError(f"{message}; repeat the command with fewer workers; it continues") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -244,7 +244,7 @@ def write_unit(corpus: CorpusConfig, folder: Path, number: int, files: list[str]
                 continue
             if tokens.max() >= tokenizer.vocab_size:
                 message = f"{document.file} row {document.row}: found token {tokens.max()}"
-                raise UserError(f"{message}, expected ids below {tokenizer.vocab_size}, do repair the tokenizer")
+                raise UserError(f"{message}, expected ids below {tokenizer.vocab_size}; repair the tokenizer")
             data = document.text.encode()
             writer = writers[split_of(data, corpus.validation_fraction)]
             writer.add(tokens, numbers[document.file], document.row, len(data))

@@ -52,82 +52,82 @@ def parquet(**columns):
 SOURCES = {
     "missing file": (
         lambda d: TextFiles(paths=(f"{d}/no.txt",)),
-        "found nothing at D/no.txt, expected a file, folder or glob, do correct the path",
+        "found nothing at D/no.txt, expected a file, folder or glob; correct the path",
     ),
     "pattern without a match": (
         lambda d: TextFiles(paths=(f"{d}/*.no",)),
-        "found no file that matches D/*.no, expected at least one, do correct the pattern",
+        "found no file that matches D/*.no, expected at least one; correct the pattern",
     ),
     "folder without a file of the kind": (
         lambda d: JsonLines(paths=(str(d),)),
-        "found no .jsonl or .jsonl.gz or .jsonl.zst file in D, expected at least one, do name another folder",
+        "found no .jsonl or .jsonl.gz or .jsonl.zst file in D, expected at least one; name another folder",
     ),
     "nothing but empty documents": (
         jsonl(b'\n{"text": ""}\n'),
-        "found no text for training in 1 source files, expected some, do name other files",
+        "found no text for training in 1 source files, expected some; name other files",
     ),
     "broken line": (
         jsonl(GOOD + b'{"text": \n'),
-        "D/a.jsonl line 2: found broken JSON (Expecting value: line 2 column 1 (char 10)), expected one object, "
-        "do repair the line",
+        "D/a.jsonl line 2: found broken JSON (Expecting value: line 2 column 1 (char 10)), expected one object; "
+        "repair the line",
     ),
     "lists without end": (
         jsonl(b"[" * 200_000),
-        "D/a.jsonl line 1: found broken JSON (nested too deeply), expected one object, do repair the line",
+        "D/a.jsonl line 1: found broken JSON (nested too deeply), expected one object; repair the line",
     ),
     "line that is no object": (
         jsonl(b"[1]"),
-        "D/a.jsonl line 1: found a JSON list, expected an object with 'text', do repair the line",
+        "D/a.jsonl line 1: found a JSON list, expected an object with 'text'; repair the line",
     ),
     "missing field": (
         jsonl(GOOD + b'{"body": "x", "id": 1}\n'),
-        "D/a.jsonl line 2: found fields 'body', 'id', expected text in 'text', "
-        "do set the source's field or repair the line",
+        "D/a.jsonl line 2: found fields 'body', 'id', expected text in 'text'; "
+        "set the source's field or repair the line",
     ),
     "field that is no text": (
         jsonl(b'{"text": 5}'),
-        "D/a.jsonl line 1: found a int, expected text in 'text', do set the source's field or repair the line",
+        "D/a.jsonl line 1: found a int, expected text in 'text'; set the source's field or repair the line",
     ),
     "line that is too long": (
         jsonl(b'{"text": "' + b"x" * 100 + b'"}', max_document_bytes=50),
-        "D/a.jsonl line 1: found more than 50 bytes in one document, expected at most max_document_bytes, "
-        "do raise it or split the document",
+        "D/a.jsonl line 1: found more than 50 bytes in one document, expected at most max_document_bytes; "
+        "raise it or split the document",
     ),
     "text that is too long": (
         text(b"x" * 51, max_document_bytes=50),
-        "D/a.txt: found more than 50 bytes in one document, expected at most max_document_bytes, "
-        "do raise it or split the document",
+        "D/a.txt: found more than 50 bytes in one document, expected at most max_document_bytes; "
+        "raise it or split the document",
     ),
     "invalid UTF-8 under the error policy": (
         jsonl(GOOD + b'{"text": "a\xff"}\n', invalid_text="error"),
-        "D/a.jsonl line 2: found invalid Unicode at offset 1, expected UTF-8, do repair it or set invalid_text to "
+        "D/a.jsonl line 2: found invalid Unicode at offset 1, expected UTF-8; repair it or set invalid_text to "
         "replace or skip",
     ),
     "gzip cut off": (
         jsonl(gzip.compress(GOOD * 3)[:-9], ".jsonl.gz"),
-        "D/a.jsonl.gz line 4: found the end of the file inside compressed data, expected a whole file, do copy it anew",
+        "D/a.jsonl.gz line 4: found the end of the file inside compressed data, expected a whole file; copy it anew",
     ),
     "not gzip": (
         text(b"plain", ".txt.gz"),
-        "D/a.txt.gz: found damaged compressed data (Not a gzipped file (b'pl')), expected .gz or .zst, do copy it anew",
+        "D/a.txt.gz: found damaged compressed data (Not a gzipped file (b'pl')), expected .gz or .zst; copy it anew",
     ),
     "zstandard cut off": (
         text(ZST[:-9], ".txt.zst"),
-        "D/a.txt.zst: found the end of the file inside compressed data, expected a whole file, do copy it anew",
+        "D/a.txt.zst: found the end of the file inside compressed data, expected a whole file; copy it anew",
     ),
     "not zstandard": (
         text(b"plain text", ".txt.zst"),
         "D/a.txt.zst: found damaged compressed data (zstd decompressor error: Unknown frame descriptor), "
-        "expected .gz or .zst, do copy it anew",
+        "expected .gz or .zst; copy it anew",
     ),
     "parquet without the column": (
         parquet(body=["x"], n=[1]),
-        "D/a.parquet: found columns body (string), n (int64), expected text in 'text', do set the source's column",
+        "D/a.parquet: found columns body (string), n (int64), expected text in 'text'; set the source's column",
     ),
     "not parquet": (
         lambda d: (d / "a.parquet").write_bytes(b"plain") and Parquet(paths=(f"{d}/a.parquet",)),
         "D/a.parquet: found damaged parquet (Parquet file size is 5 bytes, smaller than the minimum file footer "
-        "(8 bytes)), expected a whole file, do copy it anew",
+        "(8 bytes)), expected a whole file; copy it anew",
     ),
 }
 
@@ -157,17 +157,17 @@ def random_model(d):
 TOKENIZERS = {
     "nothing there": (
         lambda d: d / "x",
-        "found nothing at D/x, expected a tokenizer file or folder, do correct the path",
+        "found nothing at D/x, expected a tokenizer file or folder; correct the path",
     ),
     "empty folder": (
         lambda d: None,
-        "found no tokenizer in D, expected tokenizer.json or a .model file, do name another folder",
+        "found no tokenizer in D, expected tokenizer.json or a .model file; name another folder",
     ),
-    "no model": (random_model, "found no sentencepiece model in D/x.model, expected one, do copy it anew"),
+    "no model": (random_model, "found no sentencepiece model in D/x.model, expected one; copy it anew"),
     "broken json": (
         broken_json,
         "found no tokenizer in D/tokenizer.json (EOF while parsing an object at line 1 column 1), expected a "
-        "tokenizer.json, do copy it anew",
+        "tokenizer.json; copy it anew",
     ),
 }
 
@@ -185,12 +185,12 @@ def test_a_bad_tokenizer_is_named(name, tmp_path):
     [
         (
             30_000,
-            "found too little text for tokenizer.vocab_size=30000, expected at most N, do lower it or add text",
+            "found too little text for tokenizer.vocab_size=30000, expected at most N; lower it or add text",
         ),
         (
             400,
-            "found tokenizer.vocab_size=400, expected at least N for this text, "
-            "do raise it or lower character_coverage",
+            "found tokenizer.vocab_size=400, expected at least N for this text; "
+            "raise it or lower character_coverage",
         ),
     ],
 )
@@ -223,29 +223,29 @@ def other_version(folder):
     (folder / "manifest.json").write_text(json.dumps({"version": 9}))
 
 
-REPAIR = "do restore it or delete this folder and prepare anew"
+REPAIR = "restore it or delete this folder and prepare anew"
 FOLDERS = {
     "no manifest": (
         lambda d: (d / "manifest.json").unlink(),
-        "found no manifest.json in D, expected a prepared corpus, do run pretrain data prepare",
+        "found no manifest.json in D, expected a prepared corpus; run pretrain data prepare",
     ),
     "broken manifest": (
         lambda d: (d / "manifest.json").write_text("{"),
-        "found a damaged D/manifest.json, expected JSON, do restore it or prepare into another folder",
+        "found a damaged D/manifest.json, expected JSON; restore it or prepare into another folder",
     ),
     "another version": (
         other_version,
-        "found version 9 in D/manifest.json, expected 1, do prepare the corpus anew",
+        "found version 9 in D/manifest.json, expected 1; prepare the corpus anew",
     ),
     "missing shard": (
         lambda d: (d / "train-00000.array_record").unlink(),
-        f"found no D/train-00000.array_record, expected SIZE bytes, {REPAIR}",
+        f"found no D/train-00000.array_record, expected SIZE bytes; {REPAIR}",
     ),
     "shortened shard": (
         shorten,
-        f"found SIZE bytes in D/train-00000.array_record, expected SIZE, {REPAIR}",
+        f"found SIZE bytes in D/train-00000.array_record, expected SIZE; {REPAIR}",
     ),
-    "damaged shard": (damage, "found damage in D/train-00000.array_record (REASON), expected a record, " + REPAIR),
+    "damaged shard": (damage, "found damage in D/train-00000.array_record (REASON), expected a record; " + REPAIR),
 }
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_folder_is_named_with_the_file(name, prepared):
     act(prepared)
     with pytest.raises(UserError) as error:
         list(Pipeline(Split(prepared, "train"), Packed(50), 4).iterate(0, stop_step=20, read_threads=0))
-    found = re.sub(r"\d{3,}( bytes|,)", r"SIZE\1", message(error, prepared))
+    found = re.sub(r"\d{3,}( bytes|;)", r"SIZE\1", message(error, prepared))
     assert re.sub(r"\(.*\)", "(REASON)", found) == expected
 
 
@@ -266,10 +266,10 @@ def test_another_config_is_refused_and_nothing_is_overwritten(texts, prepared):
         with pytest.raises(UserError) as error:
             prepare_if_needed(DataConfig(corpus=other, path=str(prepared)), "unused", prepare=prepares)
         assert message(error, prepared).split("\n") == [
-            "D holds a corpus with corpus.record_tokens=64, expected 128, "
-            "do restore the value or prepare into another folder",
-            "D holds a corpus with corpus.tokenizer.vocab_size=420, expected 500, "
-            "do restore the value or prepare into another folder",
+            "D holds a corpus with corpus.record_tokens=64, expected 128; "
+            "restore the value or prepare into another folder",
+            "D holds a corpus with corpus.tokenizer.vocab_size=420, expected 500; "
+            "restore the value or prepare into another folder",
         ]
     assert {p: p.read_bytes() for p in prepared.rglob("*") if p.is_file()} == before
 
@@ -284,8 +284,8 @@ def test_a_source_that_changed_after_a_kill_is_refused(texts, tmp_path, prepared
     with pytest.raises(UserError) as error:
         prepare(corpus, tmp_path / "out")
     assert message(error, tmp_path) == (
-        "found source files changed since D/out was begun (first: D/texts/03.jsonl), expected the same, "
-        "do restore them or prepare into another folder"
+        "found source files changed since D/out was begun (first: D/texts/03.jsonl), expected the same; "
+        "restore them or prepare into another folder"
     )
 
 
@@ -293,7 +293,7 @@ def test_another_tokenizer_is_refused(data, prepared, tmp_path):
     from pretrain.data.tokenizer_sentencepiece import train_sentencepiece
 
     train_sentencepiece([Path(__file__).read_text()], TrainSentencePiece(vocab_size=420), prepared / "tokenizer")
-    with pytest.raises(UserError, match=r"found tokenizer .*, expected .*, with which .* was prepared, do restore"):
+    with pytest.raises(UserError, match=r"found tokenizer .*, expected .*, with which .* was prepared; restore"):
         prepare_if_needed(DataConfig(corpus=data.corpus, path=str(prepared)), "unused")
 
 
@@ -306,8 +306,8 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         prepare(corpus, tmp_path / "out")
     assert str(error.value) == (
-        "found a tokenizer without eos, expected one for corpus.add_eos=True, "
-        "do set it to False or use another tokenizer"
+        "found a tokenizer without eos, expected one for corpus.add_eos=True; "
+        "set it to False or use another tokenizer"
     )
 
 
