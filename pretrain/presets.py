@@ -76,8 +76,8 @@ def _modules() -> dict[str, Path]:
 def _returns_config(function: ast.FunctionDef) -> bool:
     a = function.args
     needed = len(a.posonlyargs + a.args) - len(a.defaults) + sum(d is None for d in a.kw_defaults)
-    returns = function.returns
-    return isinstance(returns, ast.Name) and returns.id in ("RunConfig", "TransformerConfig") and not (needed or a.kwarg)
+    named = isinstance(function.returns, ast.Name) and function.returns.id in ("RunConfig", "TransformerConfig")
+    return named and not needed and not a.kwarg
 
 
 def _from_file(name: str) -> Preset:
