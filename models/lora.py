@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,12 @@ class Adapted(nnx.Module):
         self.a = init.raw((*dims[0], *dims[1], rank), std=std, inputs=base.inputs, maps=base.maps)
         self.b = init.raw((*dims[0], rank, *dims[2]), std=0.0, inputs=1, maps=base.maps)
         self.magnitude = init.raw((*dims[0], *dims[2]), std=0.0) if config.dora else None
+        self.measure()
+
+    def measure(self) -> None:
+        """The learned norms become those of the matrix: an adapter that changes nothing yet."""
         if self.magnitude is not None:
-            self.magnitude.set_value(_norm(base[...], base.maps, base.inputs))
+            self.magnitude.set_value(_norm(self.base[...], self.maps, self.inputs))
 
     def weight(self, dtype: jnp.dtype) -> jax.Array:
         """The matrix as a layer uses it; without the leading axes that a scan has taken."""
@@ -74,9 +79,7 @@ def adapt(model: nnx.Module, configs: Sequence[LoraConfig], init: Init) -> None:
                 found.add(i)
                 break
     if lost := [c.pattern for i, c in enumerate(configs) if i not in found]:
-        raise UserError(
-            f"adapters: pattern {lost[0]!r} is found in no matrix; see the names with pretrain config show --names"
-        )
+        raise UserError(f"adapters: pattern {lost[0]!r} is found in no matrix; the optimizer's errors list the names")
 
 
 def merged(model):
@@ -88,6 +91,27 @@ def merged(model):
             old.weight(old.base[...].dtype), axes=old.axes, inputs=old.inputs, maps=old.maps, sign_rate=None
         )
         setattr(module, attribute, new)
+    model.config = replace(model.config, adapters=())
+    return model
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str | None]:
+    """What each parameter is called in the model without adapters; None for what an adapter brings along."""
+    names = list(names)
+    adapted = {name.removesuffix("/base") for name in names if name.endswith("/base")}
+
+    def plain(name: str) -> str | None:
+        matrix = name.rpartition("/")[0]
+        return name if matrix not in adapted else matrix if name.endswith("/base") else None
+
+    return {name: plain(name) for name in names}
+
+
+def measured(model):
+    """The model with every adapter's norms taken from its matrix."""
+    model = nnx.clone(model)
+    for module, attribute, _ in list(_adapted(model)):
+        getattr(module, attribute).measure()
     return model
 
 

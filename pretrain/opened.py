@@ -10,9 +10,9 @@ from pretrain import run as runs
 from pretrain.checkpoint import layout, manager
 from pretrain.config import RunConfig
 from pretrain.data.corpus import corpus_folder
-from pretrain.data.tokenizer import Tokenizer, load_tokenizer
+from pretrain.data.tokenizer import Tokenizer, begins_with_bos, load_tokenizer
 from pretrain.errors import UserError
-from pretrain.models import tree
+from pretrain.models import lora, tree
 from pretrain.models.config import TransformerConfig
 from pretrain.models.convert import load
 from pretrain.models.transformer import Transformer
@@ -30,6 +30,11 @@ class OpenRun:
     model: Transformer
     tokenizer: Tokenizer | None
     step: int
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether a text begins with bos, as in training or as the folder says."""
+        return begins_with_bos(self.path) if self.config is None else self.config.data.corpus.add_bos
 
 
 def open_run(path, *, step: int | None = None) -> OpenRun:
@@ -75,15 +80,19 @@ def _hf_tokenizer(path: epath.Path) -> Tokenizer | None:
 def with_parameters(model: Transformer, source: str) -> Transformer:
     """`model` with the parameters of a run or a Hugging Face folder, each laid out as the one it replaces.
 
-    Raises UserError with the fields of the model's config that differ, where names or shapes of parameters do.
+    Adapters that the source does not have stay as they began. Raises UserError with the fields of the model's config
+    that differ, where names or shapes of parameters do.
     """
     found = open_run(source).model
     mine, theirs = layout.flatten(model), layout.flatten(found)
-    if layout.describe(mine) != layout.describe(theirs):
+    begins = bool(model.config.adapters) and not found.config.adapters
+    names = lora.plain_names(mine) if begins else {name: name for name in mine}
+    wanted = layout.describe({names[n]: array for n, array in mine.items() if names[n]})
+    if wanted != layout.describe(theirs):
         raise UserError(_another_model(found.config, model.config, source))
-    return jax.tree.unflatten(
-        jax.tree.structure(model), [jax.device_put(theirs[n], array.sharding) for n, array in mine.items()]
-    )
+    arrays = [jax.device_put(theirs[names[n]], a.sharding) if names[n] else a for n, a in mine.items()]
+    loaded = jax.tree.unflatten(jax.tree.structure(model), arrays)
+    return lora.measured(loaded) if begins else loaded
 
 
 def _another_model(theirs: TransformerConfig, mine: TransformerConfig, source: str) -> str:

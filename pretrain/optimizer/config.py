@@ -272,6 +272,13 @@ DECAY_GROUPS = (
 """Matrices decay, vectors do not."""
 
 
+ADAPTER_GROUPS = (
+    Group(pattern=r"/(a|b|magnitude)$", weight_decay=0.0),
+    Group(pattern="", frozen=True),
+)
+"""Only adapters move (Hu et al. 2021)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """One update: clip the global norm, find each parameter's direction by its kind, add the decay, times the rate."""
