@@ -1,6 +1,5 @@
 import os
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,15 +37,13 @@ class Train:
             )
         check(corpus, "data.corpus")
         folder = runs.must_be_new(self.to)
-        from pretrain.data.sources import list_files, read_files
+        from pretrain.data.sources import list_files
         from pretrain.data.tokenizer import load_tokenizer
         from pretrain.data.tokenizer_sentencepiece import sample, train_sentencepiece
-        from pretrain.data.write import split_of
+        from pretrain.data.write import training_texts
 
         files = [file for file, _ in list_files(corpus.source)]
-        texts = (d.text for d in read_files(corpus.source, files, Counter()))
-        training = (t for t in texts if split_of(t.encode(), corpus.validation_fraction) == "train")
-        chosen = sample(training, wanted.sample_bytes)
+        chosen = sample(training_texts(corpus, files), wanted.sample_bytes)
         if not chosen:
             raise UserError(f"found no text for training in {len(files)} source files, expected some; name other files")
         partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")

@@ -50,6 +50,32 @@ class JsonLines:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JsonPairs:
+    """Two texts for each line, as a sentence and its translation; files as of `JsonLines`.
+
+    Each is a document of its own, the target behind its source, and both are of the same split.
+    """
+
+    paths: tuple[str, ...]
+    source: str = "source"
+    """The field of the text that is read."""
+    target: str = "target"
+    """The field of the text that is written."""
+    invalid_text: InvalidText = "replace"
+    max_document_bytes: int = 2**28
+    """Of one line."""
+
+    def checks(self) -> Checks:
+        return (
+            *_reader_checks(self.paths, self.invalid_text, self.max_document_bytes),
+            (
+                len({self.source, self.target, ""}) == 3,
+                f"source={self.source!r} and target={self.target!r}: expected the names of two fields",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parquet:
     """One document for each row's `column`. A folder means every `.parquet` below it."""
 
@@ -78,7 +104,7 @@ class StandardLibrary:
         return ((self.limit is None or self.limit > 0, f"limit={self.limit}: expected a positive number or None"),)
 
 
-Source = TextFiles | JsonLines | Parquet | StandardLibrary
+Source = TextFiles | JsonLines | JsonPairs | Parquet | StandardLibrary
 
 
 ROLES = ("bos", "eos", "pad")

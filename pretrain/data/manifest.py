@@ -52,9 +52,7 @@ def read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise UserError(
-            f"found a damaged {path}, expected JSON; restore it or prepare into another folder"
-        ) from None
+        raise UserError(f"found a damaged {path}, expected JSON; restore it or prepare into another folder") from None
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -65,7 +65,10 @@ def moved_left(keep: np.ndarray, *arrays: np.ndarray, width: int | None = None) 
     """What is kept of each row of arrays [B, N], without gaps, zeros behind; `width`: of the result, None: N."""
     B, N = keep.shape
     width = N if width is None else width
-    to = (np.cumsum(keep, axis=1) - 1 + width * np.arange(B)[:, None])[keep]
+    place = np.cumsum(keep, axis=1) - 1
+    if place.max(initial=0) >= width:
+        raise ValueError(f"found {place.max() + 1} tokens in a row, expected at most {width}")
+    to = (place + width * np.arange(B)[:, None])[keep]
     out = []
     for array in arrays:
         moved = np.zeros((B, width), array.dtype)

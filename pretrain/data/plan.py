@@ -17,6 +17,11 @@ class Plan(Protocol):
         """Of an epoch."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, a sentence each."""
+        ...
+
     def runs(self, row: int) -> Runs: ...
 
     def partners(self, rows: np.ndarray, draws: Draws) -> np.ndarray | None:
@@ -30,6 +35,7 @@ class Windows:
 
     tokens: int
     length: int
+    notes = ()
 
     @property
     def rows(self) -> int:
@@ -48,6 +54,8 @@ class Chunks:
 
     Memory: 16 bytes a document. Rows have partners from other documents where `paired`.
     """
+
+    notes = ()
 
     def __init__(self, documents: np.ndarray, length: int, *, paired: bool = False):
         """`documents`: tokens of each, in the order of the stream."""
@@ -71,3 +79,61 @@ class Chunks:
         first, own = self._rows[documents], self._rows[documents + 1] - self._rows[documents]
         other = draws.below("partner", (self.rows - own)[:, None])[:, 0]
         return other + own * (other >= first)
+
+
+class Pairs:
+    """Rows of whole pairs, as many neighbours as fit, nothing cut ("next fit").
+
+    Documents 2 i and 2 i + 1 are a pair: what is read and what is written. A row has room for `read` and `written`
+    tokens of each kind and for `total` of both. A pair that fits no row is left out, or cut to the room (`truncate`).
+    Memory: 32 bytes a pair.
+    """
+
+    def __init__(self, documents: np.ndarray, *, read: int, written: int, total: int, truncate: bool):
+        """`documents`: tokens of each, in the order of the stream."""
+        sizes = documents.reshape(-1, 2)
+        fitted = np.minimum(sizes, [read, written])
+        first = np.minimum(fitted[:, 0], np.maximum(total - fitted[:, 1], total // 2))
+        fitted = np.stack([first, np.minimum(fitted[:, 1], total - first)], axis=1)
+        whole = (fitted == sizes).all(axis=1)
+        kept = np.ones(len(sizes), bool) if truncate else whole
+        self._begins = (np.cumsum(documents).reshape(-1, 2) - sizes)[kept]
+        self._sizes = fitted[kept]
+        self.pairs, self.too_long, self.truncate = len(sizes), int((~whole).sum()), truncate
+        self._rows = _next_fit(self._sizes, (read, written, total))
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows) - 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What became of pairs that are too long."""
+        if not self.too_long:
+            return ()
+        done = "cut to their room" if self.truncate else "left out"
+        return (f"{self.too_long} of {self.pairs} pairs are longer than a row and {done}",)
+
+    def runs(self, row: int) -> Runs:
+        runs: Runs = []
+        pairs = slice(self._rows[row], self._rows[row + 1])
+        for begin, n in zip(self._begins[pairs].reshape(-1).tolist(), self._sizes[pairs].reshape(-1).tolist()):
+            if runs and sum(runs[-1]) == begin:
+                runs[-1] = (runs[-1][0], runs[-1][1] + n)
+            else:
+                runs.append((begin, n))
+        return runs
+
+    def partners(self, rows: np.ndarray, draws: Draws) -> None:
+        return None
+
+
+def _next_fit(sizes: np.ndarray, room: tuple[int, int, int]) -> np.ndarray:
+    """int64, the first pair of each row, and the number of pairs at the end."""
+    columns = np.concatenate([sizes, sizes.sum(axis=1, keepdims=True)], axis=1)
+    sums = np.concatenate([np.zeros((1, 3), np.int64), np.cumsum(columns, axis=0)])
+    ends = np.min([np.searchsorted(s, s[:-1] + r, "right") - 1 for s, r in zip(sums.T, room)], axis=0).tolist()
+    rows = [0]
+    while rows[-1] < len(sizes):
+        rows.append(ends[rows[-1]])
+    return np.array(rows)

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.data.config import JsonLines, Parquet, Source, StandardLibrary, TextFiles
+from pretrain.data.config import JsonLines, JsonPairs, Parquet, Source, StandardLibrary, TextFiles
 from pretrain.data.streams import damage, open_bytes
 from pretrain.errors import UserError
 
 SUFFIXES = {
     TextFiles: ("",),
     JsonLines: (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    JsonPairs: (".jsonl", ".jsonl.gz", ".jsonl.zst"),
     Parquet: (".parquet",),
 }
 
@@ -26,6 +27,16 @@ class Document:
     text: str  # not empty, without lone surrogates
     file: str
     row: int  # line of a JSON Lines file, row of a parquet file, 0 of a text file; counted from 0
+    target: str | None = None  # of a pair
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,) if self.target is None else (self.text, self.target)
+
+    @property
+    def identity(self) -> bytes:
+        """What decides its split."""
+        return b"\0".join(text.encode() for text in self.texts)
 
 
 def list_files(source: Source) -> list[tuple[str, int]]:
@@ -78,18 +89,18 @@ def _standard_library(source: StandardLibrary) -> list[tuple[str, int]]:
 def read_file(source: Source, file: str, dropped: Counter, start: int = 0) -> Iterator[Document]:
     """The file's documents from row `start` on; `dropped` counts, by reason, those that are left out."""
     policy = "skip" if isinstance(source, StandardLibrary) else source.invalid_text
-    rows = {JsonLines: _json_rows, Parquet: _parquet_rows}.get(type(source), _text_rows)
+    rows = {JsonLines: _json_rows, JsonPairs: _json_rows, Parquet: _parquet_rows}.get(type(source), _text_rows)
     for row, value in rows(source, file):
         if row < start:
             continue
-        where = f"{file} line {row + 1}" if isinstance(source, JsonLines) else f"{file} row {row}"
-        text = _decoded(value, policy, where)
-        if text is None:
+        where = f"{file} line {row + 1}" if rows is _json_rows else f"{file} row {row}"
+        texts = [_decoded(v, policy, where) for v in (value if isinstance(value, tuple) else (value,))]
+        if None in texts:
             dropped["invalid text"] += 1
-        elif not text:
+        elif not all(texts):
             dropped["empty"] += 1
         else:
-            yield Document(text, file, row)
+            yield Document(texts[0], file, row, *texts[1:])
 
 
 def read_document(source: Source, file: str, row: int) -> Document:
@@ -138,7 +149,8 @@ def _text_rows(source: TextFiles | StandardLibrary, file: str) -> Iterator[tuple
     yield 0, data
 
 
-def _json_rows(source: JsonLines, file: str) -> Iterator[tuple[int, str | bytes]]:
+def _json_rows(source: JsonLines | JsonPairs, file: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    fields = (source.field,) if isinstance(source, JsonLines) else (source.source, source.target)
     row = 0
     try:
         with open_bytes(Path(file)) as stream:
@@ -146,7 +158,7 @@ def _json_rows(source: JsonLines, file: str) -> Iterator[tuple[int, str | bytes]
                 where = f"{file} line {row + 1}"
                 if len(line) > source.max_document_bytes:
                     raise _too_long(where, source.max_document_bytes)
-                yield row, _field(source, line, where) if line.strip() else ""
+                yield row, _texts(fields, line, where) if line.strip() else ("",)
                 row += 1
     except (UserError, GeneratorExit):
         raise
@@ -154,7 +166,7 @@ def _json_rows(source: JsonLines, file: str) -> Iterator[tuple[int, str | bytes]
         raise damage(e, f"{file} line {row + 1}") or e from None
 
 
-def _field(source: JsonLines, line: bytes, where: str) -> str | bytes:
+def _texts(fields: tuple[str, ...], line: bytes, where: str) -> tuple[str, ...]:
     # Bytes that are not UTF-8 pass the parser as lone surrogates and are judged afterwards like any other.
     try:
         record = json.loads(line.decode("utf-8", "surrogateescape"))
@@ -162,14 +174,16 @@ def _field(source: JsonLines, line: bytes, where: str) -> str | bytes:
         reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
         raise UserError(f"{where}: found broken JSON ({reason}), expected one object; repair the line") from None
     if not isinstance(record, dict):
-        message = f"{where}: found a JSON {type(record).__name__}, expected an object with {source.field!r}"
+        wanted = " and ".join(map(repr, fields))
+        message = f"{where}: found a JSON {type(record).__name__}, expected an object with {wanted}"
         raise UserError(f"{message}; repair the line")
-    text = record.get(source.field)
-    if not isinstance(text, str):
-        what = f"fields {', '.join(map(repr, sorted(record)))}" if text is None else f"a {type(text).__name__}"
-        message = f"{where}: found {what}, expected text in {source.field!r}"
-        raise UserError(f"{message}; set the source's field or repair the line".replace("\n", " "))
-    return text
+    texts = tuple(record.get(field) for field in fields)
+    for field, text in zip(fields, texts):
+        if not isinstance(text, str):
+            what = f"fields {', '.join(map(repr, sorted(record)))}" if text is None else f"a {type(text).__name__}"
+            message = f"{where}: found {what}, expected text in {field!r}"
+            raise UserError(f"{message}; set the source's field or repair the line".replace("\n", " "))
+    return texts
 
 
 def _parquet_rows(source: Parquet, file: str) -> Iterator[tuple[int, str | bytes]]:

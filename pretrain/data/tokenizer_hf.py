@@ -48,9 +48,7 @@ class HFTokenizer:
             probe = cls(content, {})
         except Exception as e:  # the binding raises bare Exception
             reason = " ".join(str(e).split())[:200]
-            raise UserError(
-                f"found no tokenizer in {path} ({reason}), expected a tokenizer.json; copy it anew"
-            ) from e
+            raise UserError(f"found no tokenizer in {path} ({reason}), expected a tokenizer.json; copy it anew") from e
         roles = {}
         for role, names in KNOWN.items():
             stated = _stated_roles(path.parent).get(role)
@@ -121,9 +119,7 @@ def _stated_roles(folder: Path) -> dict[str, str]:
         except FileNotFoundError:
             continue
         except ValueError as e:
-            raise UserError(
-                f"found broken JSON in {folder / name} ({e}), expected an object; copy it anew"
-            ) from None
+            raise UserError(f"found broken JSON in {folder / name} ({e}), expected an object; copy it anew") from None
         for role in KNOWN:
             token = stated.get(role)
             token = token.get("content") if isinstance(token, dict) else token

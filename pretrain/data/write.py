@@ -156,15 +156,19 @@ def _tokenizer(corpus: CorpusConfig, folder: Path, files: list[str]) -> Tokenize
     else:
         from pretrain.data.tokenizer_sentencepiece import sample, train_sentencepiece
 
-        fraction = corpus.validation_fraction
-        documents = read_files(corpus.source, files, Counter())
-        texts = (d.text for d in documents if split_of(d.text.encode(), fraction) == "train")
-        chosen = sample(texts, recipe.sample_bytes)
+        chosen = sample(training_texts(corpus, files), recipe.sample_bytes)
         if not chosen:
             raise _no_text(len(files))
         train_sentencepiece(chosen, recipe, temporary)
     publish(temporary, target)
     return load_tokenizer(target)
+
+
+def training_texts(corpus: CorpusConfig, files: list[str]) -> Iterator[str]:
+    """The texts of the train split."""
+    for document in read_files(corpus.source, files, Counter()):
+        if split_of(document.identity, corpus.validation_fraction) == "train":
+            yield from document.texts
 
 
 def _no_text(files: int) -> UserError:
@@ -237,17 +241,18 @@ def write_unit(corpus: CorpusConfig, folder: Path, number: int, files: list[str]
     bos = [tokenizer.bos] if corpus.add_bos else []
     eos = [tokenizer.eos] if corpus.add_eos else []
     for documents in _batches(read_files(corpus.source, files, dropped)):
-        for document, ids in zip(documents, tokenizer.encode_batch([d.text for d in documents])):
-            tokens = np.array(bos + ids + eos, np.int64)
-            if not len(tokens):
+        encoded = iter(tokenizer.encode_batch([text for d in documents for text in d.texts]))
+        for document in documents:
+            parts = [np.array(bos + next(encoded) + eos, np.int64) for _ in document.texts]
+            if not all(map(len, parts)):
                 dropped["no tokens"] += 1
                 continue
-            if tokens.max() >= tokenizer.vocab_size:
-                message = f"{document.file} row {document.row}: found token {tokens.max()}"
+            if (most := max(int(tokens.max()) for tokens in parts)) >= tokenizer.vocab_size:
+                message = f"{document.file} row {document.row}: found token {most}"
                 raise UserError(f"{message}, expected ids below {tokenizer.vocab_size}; repair the tokenizer")
-            data = document.text.encode()
-            writer = writers[split_of(data, corpus.validation_fraction)]
-            writer.add(tokens, numbers[document.file], document.row, len(data))
+            writer = writers[split_of(document.identity, corpus.validation_fraction)]
+            for text, tokens in zip(document.texts, parts):
+                writer.add(tokens, numbers[document.file], document.row, len(text.encode()))
     for split in reversed(SPLITS):  # train-N.json last: it also counts what the unit dropped
         w = writers[split]
         shard = Shard(name=w.name, documents=w.documents, tokens=w.tokens, text_bytes=w.text_bytes, files=w.finish())

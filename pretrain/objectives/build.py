@@ -9,6 +9,7 @@ BUILDERS = {
     c.MaskedLm: masked.masked_lm,
     c.SpanCorruption: language.asked,
     c.Denoising: language.asked,
+    c.SequencePairs: language.asked,
 }
 
 

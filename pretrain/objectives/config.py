@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from pretrain.data.config import DataConfig
 from pretrain.models.config import TransformerConfig
-from pretrain.objectives.config_denoising import Denoising, SpanCorruption
 from pretrain.objectives.config_masked import MaskedLm, Masking, Sentences
 from pretrain.objectives.config_parts import Checks, LossConfig, decoder_only
+from pretrain.objectives.config_writing import Denoising, SequencePairs, SpanCorruption
 
-__all__ = ["Denoising", "LossConfig", "MaskedLm", "Masking", "Sentences", "SpanCorruption"]
+__all__ = ["Denoising", "LossConfig", "MaskedLm", "Masking", "Sentences", "SequencePairs", "SpanCorruption"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,4 +39,4 @@ class NextToken:
         return length, None
 
 
-Objective = NextToken | MaskedLm | SpanCorruption | Denoising
+Objective = NextToken | MaskedLm | SpanCorruption | Denoising | SequencePairs

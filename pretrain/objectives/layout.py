@@ -34,7 +34,7 @@ class Beside:
         return {
             "encoder_tokens": fitted(read.tokens * read.there, self.source),
             "encoder_segments": fitted(read.there, self.source).astype(np.int32),
-            "tokens": shifted(targets, self.start) * there,
+            "tokens": starting(targets, np.arange(self.target), self.start) * there,
             "segments": there.astype(np.int32),
             "targets": targets,
             "weights": there.astype(np.float32),
@@ -69,8 +69,14 @@ def fitted(x: np.ndarray, width: int) -> np.ndarray:
     return x[:, :width] if x.shape[1] >= width else np.pad(x, ((0, 0), (0, width - x.shape[1])))
 
 
-def shifted(x: np.ndarray, first: int) -> np.ndarray:
-    """Each row moved to the right, `first` in front."""
-    out = np.empty_like(x)
-    out[:, 0], out[:, 1:] = first, x[:, :-1]
-    return out
+def positions_of(segments: np.ndarray) -> np.ndarray:
+    """int32 [B, N], the place of each token in its segment."""
+    begins, place = np.ones(segments.shape, bool), np.arange(segments.shape[1], dtype=np.int32)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return (place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)) * (segments > 0)
+
+
+def starting(targets: np.ndarray, positions: np.ndarray, start: int) -> np.ndarray:
+    """What a decoder reads to write the targets: each text moved to the right, `start` in front of it."""
+    before = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    return np.where(positions == 0, np.int32(start), before)

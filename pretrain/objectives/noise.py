@@ -10,7 +10,8 @@ from pretrain.data.plan import Plan, Windows
 from pretrain.data.rows import Batch, Raw
 from pretrain.data.vocabulary import Vocabulary
 from pretrain.data.windows import Split
-from pretrain.objectives.config_denoising import Denoising
+from pretrain.objectives.config_writing import Denoising
+from pretrain.objectives.layout import positions_of, starting
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,11 @@ class NoisyRows:
         before = np.where(inserted, self.mask, -1)
         at = np.where(hidden, np.where(_first(hidden, segments), self.mask, -1), np.where(there & ~deleted, noisy, -1))
         read, read_segments = _emitted(before, at, segments)
-        decoder = np.where(positions == 0, self.start, np.pad(tokens[:, :-1], ((0, 0), (1, 0)))) * there
         return {
             "encoder_tokens": read,
             "encoder_segments": read_segments,
-            "encoder_positions": _positions(read_segments),
-            "tokens": decoder.astype(np.int32),
+            "encoder_positions": positions_of(read_segments),
+            "tokens": starting(tokens, positions, self.start) * there,
             "segments": segments,
             "positions": positions,
             "targets": tokens,
@@ -171,10 +171,3 @@ def _emitted(before: np.ndarray, at: np.ndarray, segments: np.ndarray) -> tuple[
     tokens[rows, to[rows, places]] = both[rows, places]
     out[rows, to[rows, places]] = segments[rows, places // 2]
     return tokens, out
-
-
-def _positions(segments: np.ndarray) -> np.ndarray:
-    """The place of each token in its segment."""
-    begins, place = np.ones(segments.shape, bool), np.arange(segments.shape[1], dtype=np.int32)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return (place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)) * (segments > 0)

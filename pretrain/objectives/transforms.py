@@ -11,11 +11,12 @@ from pretrain.data.vocabulary import Vocabulary, special
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives import config as c
 from pretrain.objectives import lengths
-from pretrain.objectives.config_denoising import sentinels
 from pretrain.objectives.config_parts import both
+from pretrain.objectives.config_writing import sentinels
 from pretrain.objectives.layout import Beside, Joined
 from pretrain.objectives.masking import Mask, MaskedRows
 from pretrain.objectives.noise import NoisyRows
+from pretrain.objectives.pairs import JoinedPairRows, PairRows
 from pretrain.objectives.sentences import SentenceRows
 from pretrain.objectives.spans import SpanRows
 
@@ -63,6 +64,14 @@ def _denoising(config: c.Denoising, tokenizer: Tokenizer, length: int, model: Tr
     return NoisyRows(length, config, Vocabulary.of(tokenizer), mask, start)
 
 
+def _pairs(config: c.SequencePairs, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+    eos, truncate = special(tokenizer, "eos", "objective"), config.too_long == "truncate"
+    if not both(model):
+        return JoinedPairRows(length, eos, truncate, config.bidirectional)
+    start = special(tokenizer, config.start, "objective.start")
+    return PairRows(length, config.target_length or length, start, eos, truncate)
+
+
 def _layout(config, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Beside | Joined:
     if not both(model):
         return Joined(length)
@@ -75,4 +84,5 @@ ROWS: dict[type, Callable[..., Transform]] = {
     c.MaskedLm: _masked_lm,
     c.SpanCorruption: _spans,
     c.Denoising: _denoising,
+    c.SequencePairs: _pairs,
 }

@@ -1,5 +1,6 @@
 """The loss of each objective against the formula, from whole logits in numpy, and its gradients."""
 
+from collections.abc import Callable
 from functools import cache, partial
 
 import jax
@@ -8,21 +9,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pretrain.data.pipeline import Pipeline
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch, gathered
 from pretrain.objectives.build import build
-from tests.objectives.zoo import CASES, Case, raw
+from tests.objectives.zoo import CASES, Case
 
 fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@cache
-def opened(name: str) -> tuple[Transformer, Batch]:
-    case = CASES[name]
-    rows = case.transform()
-    arrays = rows(raw(rows.room, 4, others=True))
-    model = fast(lambda: Transformer(case.model, rngs=nnx.Rngs(0)))()
-    return model, gathered({name: jnp.asarray(a) for name, a in arrays.items()})
+@pytest.fixture(scope="module")
+def opened(split) -> Callable[[str], tuple[Transformer, Batch]]:
+    @cache
+    def of(name: str) -> tuple[Transformer, Batch]:
+        case = CASES[name]
+        arrays = Pipeline(split, case.transform(), batch=4).rows(0)
+        model = fast(lambda: Transformer(case.model, rngs=nnx.Rngs(0)))()
+        return model, gathered({name: jnp.asarray(a) for name, a in arrays.items()})
+
+    return of
 
 
 def nll(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, z_loss: float = 0.0) -> float:
@@ -63,7 +68,7 @@ def reference(case: Case, model: Transformer, batch: Batch) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_is_the_formula(name):
+def test_the_loss_is_the_formula(name, opened):
     case = CASES[name]
     model, batch = opened(name)
     loss = fast(build(case.objective))(model, batch, None)
@@ -72,7 +77,7 @@ def test_the_loss_is_the_formula(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_parameter_gets_a_gradient(name):
+def test_every_parameter_gets_a_gradient(name, opened):
     case = CASES[name]
     model, batch = opened(name)
     objective = build(case.objective)
@@ -86,7 +91,7 @@ def test_every_parameter_gets_a_gradient(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_halves_of_a_batch_add_up(name):
+def test_halves_of_a_batch_add_up(name, opened):
     case = CASES[name]
     model, batch = opened(name)
     of = fast(build(case.objective))

@@ -7,14 +7,7 @@ import pytest
 
 from pretrain.data.pipeline import Pipeline, batch_hash, combine, row_hashes, validation_batches
 from pretrain.data.rows import shapes
-from tests.data.stored import write_split
-from tests.objectives.zoo import CASES, documents
-
-
-@pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    shards = [documents(40, seed) for seed in range(3)]
-    return write_split(tmp_path_factory.mktemp("split"), shards, 64)
+from tests.objectives.zoo import CASES
 
 
 @pytest.fixture(params=CASES)

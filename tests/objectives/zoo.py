@@ -115,4 +115,6 @@ CASES = {
     "spans": Case(c.SpanCorruption(loss=LOSS), both()),
     "spans, decoder": Case(c.SpanCorruption(loss=LOSS), decoder()),
     "noise": Case(c.Denoising(loss=LOSS, rotate=0.5, delete=0.1, mask_tokens=0.1), both()),
+    "pairs": Case(c.SequencePairs(loss=LOSS), both()),
+    "pairs, decoder": Case(c.SequencePairs(loss=LOSS, bidirectional=True, too_long="truncate"), decoder()),
 }

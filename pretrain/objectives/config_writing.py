@@ -1,8 +1,9 @@
-"""Objectives that read a corrupted text and write what is missing, or the whole."""
+"""Objectives that read one text and write another: what is missing in it, the whole of it, or its translation."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from pretrain.data.config import DataConfig
+from pretrain.data.config import DataConfig, JsonPairs
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives import lengths
 from pretrain.objectives.config_parts import Checks, LossConfig, both, family, has_head, no_ahead, reads_and_writes
@@ -120,3 +121,55 @@ class SpanCorruption:
     def lengths(self, length: int, model: TransformerConfig) -> tuple[int, int | None]:
         """(tokens of a row of the last stack, of the encoder before it)."""
         return (lengths.target_length(length, self.denoisers), length) if both(model) else (length, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequencePairs:
+    """Read a text and write its pair, as a translation. Rows hold whole pairs, as many as fit.
+
+    An encoder reads data.sequence_length tokens a row; a decoder alone has as many for both.
+    """
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    target_length: int | None = None
+    """Tokens of a row that the decoder writes beside an encoder; None: data.sequence_length."""
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What becomes of a pair that is longer than a row: it is left out, or cut."""
+    bidirectional: bool = False
+    """A decoder alone sees what it reads from both sides."""
+    start: str = "bos"
+    """The decoder's first token of each text, beside an encoder."""
+
+    def checks(self) -> Checks:
+        n = self.target_length
+        return (
+            (n is None or n > 0, f"target_length={n}: expected a positive number of tokens, or None"),
+            (self.too_long in ("drop", "truncate"), f"too_long={self.too_long}: expected drop or truncate"),
+        )
+
+    def run_checks(self, model: TransformerConfig, data: DataConfig) -> Checks:
+        corpus, alone = data.corpus, model.encoder is None
+        return (
+            *reads_and_writes(model, "SequencePairs"),
+            (
+                isinstance(corpus.source, JsonPairs),
+                f"SequencePairs reads pairs, data.corpus.source is {type(corpus.source).__name__}; set it to JsonPairs",
+            ),
+            (corpus.add_eos, "SequencePairs ends each text with eos; set data.corpus.add_eos=True"),
+            (
+                self.target_length is None or not alone,
+                "target_length is of a decoder beside an encoder; set objective.target_length=None",
+            ),
+            (
+                alone or not self.bidirectional,
+                "bidirectional is of a decoder alone, an encoder sees both sides; set objective.bidirectional=False",
+            ),
+        )
+
+    def tokens(self, length: int, model: TransformerConfig) -> tuple[str, ...]:
+        """Names of the special tokens that rows of `length` for this model may hold."""
+        return (self.start,) if both(model) else ()
+
+    def lengths(self, length: int, model: TransformerConfig) -> tuple[int, int | None]:
+        """(tokens of a row of the last stack, of the encoder before it)."""
+        return (self.target_length or length, length) if both(model) else (length, None)
