@@ -96,14 +96,13 @@ KINDS = (
 def layers(base: str) -> tuple[Rule, ...]:
     """The embeddings and the layers of BERT after the prefix `base`."""
     theirs, ours = base + "encoder.layer.{i}.", "encoder/{layer}/"
-    maps = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-    query, key, value, out = (theirs + name for name in maps)
+    maps = [f"{theirs}attention.{name}" for name in ("self.query", "self.key", "self.value", "output.dense")]
     return (
         Rule(base + "embeddings.word_embeddings.weight", "embed/tokens", "v d -> v d"),
         Rule(base + "embeddings.token_type_embeddings.weight", "embed/types", "n d -> n d"),
         Rule(base + "embeddings.position_embeddings.weight", "encoder/entry/positions", "t d -> t d"),
         *norm(base + "embeddings.LayerNorm", "encoder/entry/norm"),
-        *attention((query, key, value, out), ours + "mixer"),
+        *attention(maps, ours + "mixer"),
         *norm(theirs + "attention.output.LayerNorm", ours + "mixer_norms/residual"),
         *linear(theirs + "intermediate.dense", ours + "mlp/up"),
         *linear(theirs + "output.dense", ours + "mlp/down"),

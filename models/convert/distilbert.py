@@ -23,12 +23,12 @@ NAMES = {
 KINDS = (bert.model(), bert.MASKED, *bert.finer("relu"))
 
 _theirs, _ours = "distilbert.transformer.layer.{i}.", "encoder/{layer}/"
-_query, _key, _value, _out = (f"{_theirs}attention.{name}_lin" for name in ("q", "k", "v", "out"))
+_maps = [f"{_theirs}attention.{name}_lin" for name in ("q", "k", "v", "out")]
 RULES = (
     Rule("distilbert.embeddings.word_embeddings.weight", "embed/tokens", "v d -> v d"),
     Rule("distilbert.embeddings.position_embeddings.weight", "encoder/entry/positions", "t d -> t d"),
     *norm("distilbert.embeddings.LayerNorm", "encoder/entry/norm"),
-    *attention((_query, _key, _value, _out), _ours + "mixer"),
+    *attention(_maps, _ours + "mixer"),
     *norm(_theirs + "sa_layer_norm", _ours + "mixer_norms/residual"),
     *linear(_theirs + "ffn.lin1", _ours + "mlp/up"),
     *linear(_theirs + "ffn.lin2", _ours + "mlp/down"),

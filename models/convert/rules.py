@@ -5,7 +5,7 @@ The same row is read for import and for export. Sizes are never written down: th
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import einops
@@ -117,7 +117,7 @@ def norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
     return Rule(f"{theirs}.weight", f"{ours}/scale", "d -> d"), Rule(f"{theirs}.bias", f"{ours}/bias", "d -> d")
 
 
-def attention(theirs: tuple[str, str, str, str], ours: str) -> tuple[Rule, ...]:
+def attention(theirs: Sequence[str], ours: str) -> tuple[Rule, ...]:
     """`theirs`: the maps of queries, keys, values and output."""
     query, key, value, out = theirs
     return (
