@@ -1,6 +1,7 @@
 """How the next token is chosen, as a value. Nothing here imports jax."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pretrain.models.config import Checks
 
@@ -72,3 +73,18 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamSearch:
+    """Several continuations side by side; the most probable ones go on (as in `transformers`)."""
+
+    beams: int = 4
+    length_penalty: float = 1.0
+    """A finished continuation scores sum(logprobs) / tokens ** length_penalty: more is for longer ones."""
+    until: Literal["enough", "likely", "sure"] = "likely"
+    """When a prompt is done. enough: as many continuations finished as there are beams; likely: and none that goes on
+    would be better, were it to end now; sure: and none can become better."""
+
+    def checks(self) -> Checks:
+        return ((self.beams > 0, f"beams={self.beams}: expected at least 1; 4 is usual"),)

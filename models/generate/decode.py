@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pretrain.errors import UserError, check
+from pretrain.errors import UserError
 from pretrain.models.cache import Cache, LayerCache, empty_cache
 from pretrain.models.generate.config import Sampling
 from pretrain.models.generate.history import History, Stops, controlled
-from pretrain.models.generate.prompts import Texts, bucket, check_prompts, padded
+from pretrain.models.generate.prompts import Texts, bucket, check_options, check_prompts, padded
 from pretrain.models.generate.sample import logprobs, pick
 from pretrain.models.init import weight
 from pretrain.models.layers.attention import write
@@ -110,8 +110,8 @@ def _chunks(
     cache_length: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens_BN, logprobs_BN): the first token alone, then up to `chunk` at a time; tokens after a stop are -1."""
-    _check_options(model, sampling, max_tokens, stop_sequences)
     check_prompts(model.config, prompts, sources, max_tokens)
+    check_options(model.config, sampling, max_tokens, stop_sequences)
     inputs = padded(prompts, sources, prefix=prefix)
     T = inputs.tokens.shape[1]
     length = _cache_length(T, max_tokens, cache_length)
@@ -135,6 +135,7 @@ def _chunks(
 def prepared(model: Transformer) -> Transformer:
     """The same function with what every step would do to its weights done once: layers apart, cast, gathered, fused."""
     model = unrolled(merged(model))
+    assert model.embed is not None
     tables = [model.embed.tokens, model.embed.types]
     tables += [stack.entry.positions for stack in (model.encoder, model.decoder) if stack is not None]
     for _, param in nnx.iter_graph(model):
@@ -155,8 +156,10 @@ def _prefill(model: Transformer, inputs: Inputs, key, stops: Stops, *, sampling:
     batch, T = inputs.tokens.shape
     read = 0 if inputs.encoder is None else inputs.encoder.tokens.shape[1]
     out = model(inputs, cache=empty_cache(model.config, batch, T, dtype, read))
+    assert out.cache is not None
+    assert inputs.positions is not None
     before = State(
-        cache=_grown(out.cache, length),
+        cache=grown(out.cache, length),
         history_BS=_wider(inputs.tokens, length, 1),
         tokens_B=inputs.tokens[:, -1],
         logprobs_B=jnp.zeros(batch),
@@ -215,10 +218,10 @@ def _chosen(model: Transformer, before: State, hidden_B1D, key, stops: Stops, sa
 
 @partial(jax.jit, static_argnames=("length",))
 def _longer(state: State, length: int) -> State:
-    return replace(state, cache=_grown(state.cache, length), history_BS=_wider(state.history_BS, length, 1))
+    return replace(state, cache=grown(state.cache, length), history_BS=_wider(state.history_BS, length, 1))
 
 
-def _grown(cache: Cache, length: int) -> Cache:
+def grown(cache: Cache, length: int) -> Cache:
     def grow_mixer(layer: LayerCache) -> LayerCache:
         return replace(layer, mixer=jax.tree.map(lambda x: _wider(x, length, x.ndim - 2), layer.mixer))
 
@@ -241,14 +244,3 @@ def _cache_length(prompt: int, max_tokens: int, asked: int | None) -> int:
             f"({prompt} for the padded prompts, {max_tokens} new tokens); raise it or leave it out"
         )
     return asked
-
-
-def _check_options(model: Transformer, sampling: Sampling, max_tokens: int, stop_sequences: Texts) -> None:
-    check(sampling, "sampling")
-    vocabulary, first, least = model.config.vocab_size, sampling.first_token, sampling.min_tokens
-    if first is not None and first >= vocabulary:
-        raise UserError(f"sampling.first_token={first}: expected 0 to {vocabulary - 1}, the vocabulary; name another")
-    if least > max_tokens:
-        raise UserError(f"sampling.min_tokens={least}: expected at most max_tokens={max_tokens}; lower it")
-    if not all(len(sequence) for sequence in stop_sequences):
-        raise UserError("found an empty stop sequence, expected at least one token in each; leave it out")

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, check
 from pretrain.models.config import LearnedPositions, TransformerConfig
+from pretrain.models.generate.config import Sampling
 from pretrain.models.transformer import Inputs
 
 Texts = Sequence[Sequence[int]]
@@ -67,6 +68,17 @@ def check_prompts(config: TransformerConfig, prompts: Texts, sources: Texts | No
             f"found a prompt of {longest} tokens and max_tokens={max_tokens}, expected at most {positions.length} "
             "together, the positions this model learned; shorten the prompt or lower max_tokens"
         )
+
+
+def check_options(config: TransformerConfig, sampling: Sampling, max_tokens: int, stop_sequences: Texts) -> None:
+    check(sampling, "sampling")
+    vocabulary, first, least = config.vocab_size, sampling.first_token, sampling.min_tokens
+    if first is not None and first >= vocabulary:
+        raise UserError(f"sampling.first_token={first}: expected 0 to {vocabulary - 1}, the vocabulary; name another")
+    if least > max_tokens:
+        raise UserError(f"sampling.min_tokens={least}: expected at most max_tokens={max_tokens}; lower it")
+    if not all(len(sequence) for sequence in stop_sequences):
+        raise UserError("found an empty stop sequence, expected at least one token in each; leave it out")
 
 
 def _check_sources(config: TransformerConfig, prompts: Texts, sources: Texts | None) -> None:
