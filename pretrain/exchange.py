@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pretrain import __version__, proof
-from pretrain.data.tokenizer import Tokenizer, load_tokenizer
+from pretrain.data.tokenizer import Tokenizer, begins_with_bos, load_tokenizer
 from pretrain.data.tokenizer_export import to_hf
 from pretrain.errors import CheckFailed, UserError
 from pretrain.models import convert, tree
@@ -79,19 +79,19 @@ def export_run(opened: OpenRun, folder: str | os.PathLike, *, dtype: str = "floa
         facts["corpus"] = type(config.data.corpus.source).__name__
 
     length = config.data.sequence_length if config else _length(Path(opened.path))
-    writer = _tokenizer_writer(opened.tokenizer, config.data.corpus.add_bos if config else None)
+    writer = tokenizer_writer(opened.tokenizer, opened.add_bos)
     export_model(opened.model, writer, folder, dtype=dtype, length=length, card=facts)
     proof = check_export(folder, opened.model) if check else {}
     return {"folder": str(folder), "dtype": dtype, "step": opened.step, **proof}
 
 
-def _tokenizer_writer(tokenizer: Tokenizer | None, add_bos: bool | None) -> TokenizerWriter | None:
-    """`add_bos` None: where the tokenizer has one."""
+def tokenizer_writer(tokenizer: Tokenizer | None, add_bos: bool) -> TokenizerWriter | None:
+    """`add_bos`: texts begin with it, where the tokenizer has one."""
     if tokenizer is None:
         return None
 
     def write(folder: Path) -> dict[str, int | None]:
-        to_hf(tokenizer, folder, add_bos=tokenizer.bos is not None if add_bos is None else add_bos)
+        to_hf(tokenizer, folder, add_bos=add_bos and tokenizer.bos is not None)
         return {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
 
     return write
@@ -241,13 +241,13 @@ def import_folder(folder: str | os.PathLike, run: str | os.PathLike) -> dict[str
     has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(folder) if has_tokenizer else None
 
-    writer = _tokenizer_writer(tokenizer, None)
+    writer = tokenizer_writer(tokenizer, begins_with_bos(folder))
     export_model(model, writer, run, length=_length(folder), card={"imported from": folder.name})
-    reports = [_compared(folder / name, Path(run) / name, part) for name, part in convert.parts(model).items()]
+    reports = [compared(folder / name, Path(run) / name, part) for name, part in convert.parts(model).items()]
     return {"run": os.fspath(run), "parameters": tree.size(model), **_joined(reports)}
 
 
-def _compared(folder: Path, run: Path, model: Transformer) -> dict[str, Any]:
+def compared(folder: Path, run: Path, model: Transformer) -> dict[str, Any]:
     """`model` beside the folder it was read from as `transformers` reads it, or else beside `run`."""
     family = family_of(safetensors.read_json(folder / "config.json"))
     inputs = proof.random_inputs(model.config)

@@ -156,7 +156,7 @@ def family_of(values: dict) -> engine.Family:
             return family
     found = f"architectures {named}" if named else f"model_type {values.get('model_type')!r}"
     raise UserError(
-        f"config.json: found {found[:100]}, expected one that docs/export.md lists; docs/add_a_family.md adds another"
+        f"config.json: found {found[:100]}, expected one that docs/import.md lists; docs/add_a_family.md adds another"
     )
 
 

@@ -77,8 +77,8 @@ def load(
         check(config)
         return config, engine.to_ours(family, config, renamed(file, kind), place, dtype)
     except UserError as error:
-        said = [p.removeprefix(f"{path}: ").replace("config.json", "its metadata") for p in error.problems]
-        raise UserError(*(f"{path}: {problem}" for problem in said)) from None
+        said = [p.removeprefix(f"{path}: ").replace("this config.json", "config.json") for p in error.problems]
+        raise UserError(*(f"{path}: {problem.replace('config.json', 'its metadata')}" for problem in said)) from None
 
 
 def values(file: gguf_file.File, kind: str, path: Path) -> dict[str, Any]:

@@ -74,9 +74,9 @@ def sampling_of(options) -> Sampling:
 
 
 def prompt_ids(opened: "OpenRun", text: str) -> list[int]:
-    """As a document begins in training: with bos where the corpus has it, or where no config says."""
+    """As a document begins in training, or as the folder says: with bos or without."""
     tokenizer = tokenizer_of(opened)
-    bos = tokenizer.bos if opened.config is None or opened.config.data.corpus.add_bos else None
+    bos = tokenizer.bos if opened.add_bos else None
     return ([] if bos is None else [bos]) + tokenizer.encode(text)
 
 
