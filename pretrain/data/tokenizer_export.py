@@ -10,6 +10,9 @@ from pretrain.data.tokenizer_sentencepiece import MARK, SentencePieceTokenizer
 
 BYTE_SCORE = -1024.0  # in nats; far below any spelling of "<0x41>" by its characters
 
+ENCODERS = {"mask_token": ("[MASK]", "<mask>"), "cls_token": ("[CLS]",), "sep_token": ("[SEP]",)}
+"""Roles that an encoder's vocabulary has, and their usual names."""
+
 
 def to_hf(tokenizer: Tokenizer, folder: str | os.PathLike, *, add_bos: bool = False) -> None:
     """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and, for sentencepiece, tokenizer.model.
@@ -27,6 +30,7 @@ def to_hf(tokenizer: Tokenizer, folder: str | os.PathLike, *, add_bos: bool = Fa
         roles = tokenizer.roles
     else:
         raise TypeError(f"no Hugging Face layout for {type(tokenizer).__name__}")
+    roles = roles | {role: n for role, names in ENCODERS.items() for n in names if n in tokenizer.specials}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

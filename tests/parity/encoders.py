@@ -141,7 +141,7 @@ def types(name: str, tokens_BT: np.ndarray) -> np.ndarray | None:
 def answers(model: Transformer, architecture: str, **inputs) -> dict[str, np.ndarray]:
     family = next(f for f in FAMILIES if f.architecture == architecture)
     outputs = {"last_hidden_state": engine.hidden, **family.answers(model.config)}
-    arrays = {name: jnp.asarray(x) for name, x in inputs.items() if x is not None}
+    arrays: dict[str, Any] = {name: jnp.asarray(x) for name, x in inputs.items() if x is not None}
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(model, inputs):

@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from pretrain import exchange
 from pretrain.configs import bert, electra
+from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer_export import to_hf
 from pretrain.errors import UserError
 from pretrain.models import convert
-from pretrain.models.config import GeneratorConfig
+from pretrain.models.config import GeneratorConfig, HeadConfig
 from pretrain.models.convert import safetensors as files
 from pretrain.models.convert.folder import describe
 from pretrain.models.transformer import Inputs
@@ -116,9 +119,9 @@ def test_a_discriminator_and_its_generator_are_two_folders_and_one_model_again(t
 
 
 def test_a_generator_as_wide_as_its_embeddings_is_written(tmp_path):
-    config = tiny_electra()
-    small = electra.electra(d_model=12, generator_d_model=12, layers=2, heads=4, vocab_size=zoo.VOCAB).encoder
-    config = replace(config, generator=GeneratorConfig(d_model=12, encoder=small, head=config.generator.head))
+    small = bert.bert(d_model=12, layers=2, heads=4)
+    assert small.encoder
+    config = tiny_electra(generator=GeneratorConfig(d_model=12, encoder=small.encoder, head=small.head or HeadConfig()))
     convert.save(random(config), tmp_path)
     assert convert.load(tmp_path)[0] == config
 
@@ -177,3 +180,19 @@ def test_an_export_of_an_encoder_proves_itself(name, loaded, tmp_path):
     assert report["unread_tensors"] == []
     assert not (tmp_path / "run/generation_config.json").exists()
     assert f"pipeline_tag: {describe(ours.config)[0].pipeline}\n" in (tmp_path / "run/README.md").read_text()
+
+
+def test_an_exported_vocabulary_says_which_token_is_the_mask(tmp_path):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate([*special, "a", "cat", "sits"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.add_special_tokens(special)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    pair = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    made.post_processor = tokenizers.processors.TemplateProcessing(**pair, special_tokens=ends)
+    made.save(str(tmp_path / "tokenizer.json"))
+    to_hf(load_tokenizer(tmp_path), tmp_path / "out")
+    read = zoo.transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (read.mask_token, read.cls_token, read.sep_token, read.pad_token) == ("[MASK]", "[CLS]", "[SEP]", "[PAD]")
+    assert read("a [MASK] sits", "a cat")["input_ids"] == [2, 5, 4, 7, 3, 5, 6, 3]
