@@ -66,7 +66,7 @@ def _chunked(head: Head, terms: CrossEntropy, params, hidden_BTD, targets_BT, we
         total, _ = _sums_and_gradient(terms, head(params, hidden_BtD), targets_Bt, weights_Bt)
         return jax.tree.map(jnp.add, sums, total), None
 
-    sums, _ = jax.lax.scan(step, _zero_sums(), _cut(terms.chunk, hidden_BTD, targets_BT, weights_BT))
+    sums, _ = jax.lax.scan(step, _zero_sums(), cut(terms.chunk, hidden_BTD, targets_BT, weights_BT))
     return sums
 
 
@@ -81,10 +81,10 @@ def _forward(head: Head, terms: CrossEntropy, params, hidden_BTD, targets_BT, we
         return (jax.tree.map(jnp.add, sums, total), dparams), dhidden_BtD
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
-    chunks = _cut(terms.chunk, hidden_BTD, targets_BT, weights_BT)
+    chunks = cut(terms.chunk, hidden_BTD, targets_BT, weights_BT)
     (sums, dparams), dhidden_nBtD = jax.lax.scan(step, (_zero_sums(), zeros), chunks)
     dparams = jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
-    return sums, (dparams, _join(dhidden_nBtD, hidden_BTD.shape[1]))
+    return sums, (dparams, join(dhidden_nBtD, hidden_BTD.shape[1]))
 
 
 def _backward(head: Head, terms: CrossEntropy, gradients, cotangents):
@@ -133,7 +133,7 @@ def _sums_and_gradient(terms: CrossEntropy, logits_BtV: jax.Array, targets_Bt: j
     return (jnp.sum(weights_Bt * (z_Bt - wanted_Bt)) + z_loss, metrics), dx_BtV
 
 
-def _cut(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def cut(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """[B, T, ...] as [n, B, chunk, ...]; the last chunk is filled up with tokens of weight 0."""
 
     def cut(x: jax.Array) -> jax.Array:
@@ -145,6 +145,6 @@ def _cut(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(cut(x) for x in arrays)
 
 
-def _join(x_nBtD: jax.Array, length: int) -> jax.Array:
+def join(x_nBtD: jax.Array, length: int) -> jax.Array:
     n, B, t = x_nBtD.shape[:3]
     return jnp.moveaxis(x_nBtD, 0, 1).reshape(B, n * t, *x_nBtD.shape[3:])[:, :length]

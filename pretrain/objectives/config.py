@@ -8,11 +8,20 @@ from dataclasses import dataclass, field
 
 from pretrain.data.config import DataConfig
 from pretrain.models.config import TransformerConfig
-from pretrain.objectives.config_masked import MaskedLm, Masking, Sentences
+from pretrain.objectives.config_masked import MaskedLm, Masking, ReplacedToken, Sentences
 from pretrain.objectives.config_parts import Checks, LossConfig, decoder_only
 from pretrain.objectives.config_writing import Denoising, SequencePairs, SpanCorruption
 
-__all__ = ["Denoising", "LossConfig", "MaskedLm", "Masking", "Sentences", "SequencePairs", "SpanCorruption"]
+__all__ = [
+    "Denoising",
+    "LossConfig",
+    "MaskedLm",
+    "Masking",
+    "ReplacedToken",
+    "Sentences",
+    "SequencePairs",
+    "SpanCorruption",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,4 +48,4 @@ class NextToken:
         return length, None
 
 
-Objective = NextToken | MaskedLm | SpanCorruption | Denoising | SequencePairs
+Objective = NextToken | MaskedLm | ReplacedToken | SpanCorruption | Denoising | SequencePairs

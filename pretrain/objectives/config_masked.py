@@ -9,6 +9,8 @@ from pretrain.objectives.config_parts import Checks, LossConfig, encoder_only, h
 
 SENTENCE_TASK = "next_sentence"
 """The model's head that judges pairs of sentences."""
+REPLACED_TASK = "replaced"
+"""The model's head that judges tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,42 @@ class MaskedLm:
         """Names of the special tokens that rows of `length` for this model may hold."""
         s = self.sentences
         return (self.masking.mask,) if s is None else (s.cls, s.sep, self.masking.mask)
+
+    def lengths(self, length: int, model: TransformerConfig) -> tuple[int, int | None]:
+        """(tokens of a row of the last stack, of the encoder before it)."""
+        return length, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplacedToken:
+    """Say of each token whether a generator, trained beside the model to fill in masks, has replaced it (ELECTRA, Clark
+    et al. 2020). The model learns both; what it says does not reach the generator."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Of the generator."""
+    masking: Masking = field(default_factory=lambda: Masking(masked=0.85, random=0.0))
+    """What the generator is asked for; all of it is replaced by what it says."""
+    weight: float = 50.0
+    """Of the mean loss of a token beside that of a mask."""
+
+    def checks(self) -> Checks:
+        return ((self.weight > 0, f"weight={self.weight}: expected a positive weight; 50 is usual"),)
+
+    def run_checks(self, model: TransformerConfig, data: DataConfig) -> Checks:
+        task = {task.name: task for task in model.tasks}.get(REPLACED_TASK)
+        return (
+            *encoder_only(model, "ReplacedToken"),
+            (model.generator is not None, "ReplacedToken needs a model that generates; set model.generator"),
+            (
+                task is not None and task.pool == "token" and task.labels == 1,
+                f"ReplacedToken needs a head of one label a token; add TaskConfig(name={REPLACED_TASK!r}, "
+                'pool="token", labels=1) to model.tasks',
+            ),
+        )
+
+    def tokens(self, length: int, model: TransformerConfig) -> tuple[str, ...]:
+        """Names of the special tokens that rows of `length` for this model may hold."""
+        return (self.masking.mask,)
 
     def lengths(self, length: int, model: TransformerConfig) -> tuple[int, int | None]:
         """(tokens of a row of the last stack, of the encoder before it)."""

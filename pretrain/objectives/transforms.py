@@ -41,6 +41,10 @@ def _masked_lm(config: c.MaskedLm, tokenizer: Tokenizer, length: int, model: Tra
     return SentenceRows(length, s, mask, cls, sep)
 
 
+def _replaced_token(config: c.ReplacedToken, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+    return MaskedRows(length, _mask(config.masking, tokenizer))
+
+
 def _mask(config: c.Masking, tokenizer: Tokenizer) -> Mask:
     return Mask(config, Vocabulary.of(tokenizer), special(tokenizer, config.mask, "objective.masking.mask"))
 
@@ -82,6 +86,7 @@ def _layout(config, tokenizer: Tokenizer, length: int, model: TransformerConfig)
 ROWS: dict[type, Callable[..., Transform]] = {
     c.NextToken: _next_token,
     c.MaskedLm: _masked_lm,
+    c.ReplacedToken: _replaced_token,
     c.SpanCorruption: _spans,
     c.Denoising: _denoising,
     c.SequencePairs: _pairs,

@@ -65,6 +65,7 @@ def raw(room: int, rows: int = 16, seed: int = 0, longest: int = 80, others: boo
     )
 
 
+INIT = m.InitConfig(std=0.2)
 NORM = m.NormConfig(kind="layer", bias=True)
 MLP = m.MlpConfig(d_ff=24, activation="gelu", gated=False, bias=True)
 
@@ -80,19 +81,27 @@ def stack(causal: bool, cross: bool = False) -> m.StackConfig:
 
 
 def decoder(**more) -> m.TransformerConfig:
-    return m.TransformerConfig(vocab_size=V, d_model=16, decoder=stack(True), **more)
+    return m.TransformerConfig(vocab_size=V, d_model=16, init=INIT, decoder=stack(True), **more)
 
 
 def encoder(**more) -> m.TransformerConfig:
-    return m.TransformerConfig(vocab_size=V, d_model=16, encoder=stack(False), **more)
+    return m.TransformerConfig(vocab_size=V, d_model=16, init=INIT, encoder=stack(False), **more)
 
 
 def both(**more) -> m.TransformerConfig:
-    return m.TransformerConfig(vocab_size=V, d_model=16, encoder=stack(False), decoder=stack(True, cross=True), **more)
+    return m.TransformerConfig(
+        vocab_size=V, d_model=16, init=INIT, encoder=stack(False), decoder=stack(True, cross=True), **more
+    )
 
 
 AHEAD = m.AheadConfig(depth=2, block=stack(True).pattern[0])
 JUDGE = {"embed": m.EmbedConfig(types=2), "tasks": (m.TaskConfig(name="next_sentence", labels=2, hidden="tanh"),)}
+REPLACED = m.TaskConfig(name="replaced", pool="token", labels=1, hidden="gelu")
+GENERATOR = m.GeneratorConfig(
+    d_model=8,
+    encoder=m.StackConfig(pattern=stack(False).pattern, repeats=1, positions=m.SinusoidalPositions()),
+    head=m.HeadConfig(tied=True, transform=m.TransformConfig()),
+)
 LOSS = c.LossConfig(chunk=7, z_loss=1e-3)
 
 
@@ -112,6 +121,7 @@ CASES = {
     "whole words": Case(c.MaskedLm(loss=LOSS, masking=c.Masking(whole_words=True)), encoder()),
     "next sentence": Case(c.MaskedLm(loss=LOSS, sentences=c.Sentences()), encoder(**JUDGE)),
     "sentence order": Case(c.MaskedLm(loss=LOSS, sentences=c.Sentences(kind="order")), encoder(**JUDGE)),
+    "replaced": Case(c.ReplacedToken(loss=LOSS), encoder(head=None, tasks=(REPLACED,), generator=GENERATOR)),
     "spans": Case(c.SpanCorruption(loss=LOSS), both()),
     "spans, decoder": Case(c.SpanCorruption(loss=LOSS), decoder()),
     "noise": Case(c.Denoising(loss=LOSS, rotate=0.5, delete=0.1, mask_tokens=0.1), both()),
