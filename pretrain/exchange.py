@@ -79,19 +79,19 @@ def export_run(opened: OpenRun, folder: str | os.PathLike, *, dtype: str = "floa
         facts["corpus"] = type(config.data.corpus.source).__name__
 
     length = config.data.sequence_length if config else _length(Path(opened.path))
-    writer = tokenizer_writer(opened.tokenizer, opened.add_bos)
+    writer = tokenizer_writer(opened.tokenizer, opened.add_bos, types=opened.model.config.embed.types)
     export_model(opened.model, writer, folder, dtype=dtype, length=length, card=facts)
     proof = check_export(folder, opened.model) if check else {}
     return {"folder": str(folder), "dtype": dtype, "step": opened.step, **proof}
 
 
-def tokenizer_writer(tokenizer: Tokenizer | None, add_bos: bool) -> TokenizerWriter | None:
-    """`add_bos`: texts begin with it, where the tokenizer has one."""
+def tokenizer_writer(tokenizer: Tokenizer | None, add_bos: bool, *, types: int = 0) -> TokenizerWriter | None:
+    """`add_bos`: texts begin with it, where the tokenizer has one. `types`: kinds of tokens for the model."""
     if tokenizer is None:
         return None
 
     def write(folder: Path) -> dict[str, int | None]:
-        to_hf(tokenizer, folder, add_bos=add_bos and tokenizer.bos is not None)
+        to_hf(tokenizer, folder, add_bos=add_bos and tokenizer.bos is not None, types=types > 1)
         return {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
 
     return write
@@ -241,7 +241,7 @@ def import_folder(folder: str | os.PathLike, run: str | os.PathLike) -> dict[str
     has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(folder) if has_tokenizer else None
 
-    writer = tokenizer_writer(tokenizer, begins_with_bos(folder))
+    writer = tokenizer_writer(tokenizer, begins_with_bos(folder), types=model.config.embed.types)
     export_model(model, writer, run, length=_length(folder), card={"imported from": folder.name})
     reports = [compared(folder / name, Path(run) / name, part) for name, part in convert.parts(model).items()]
     return {"run": os.fspath(run), "parameters": tree.size(model), **_joined(reports)}

@@ -14,8 +14,9 @@ ENCODERS = {"mask_token": ("[MASK]", "<mask>"), "cls_token": ("[CLS]",), "sep_to
 """Roles that an encoder's vocabulary has, and their usual names."""
 
 
-def to_hf(tokenizer: Tokenizer, folder: str | os.PathLike, *, add_bos: bool = False) -> None:
+def to_hf(tokenizer: Tokenizer, folder: str | os.PathLike, *, add_bos: bool = False, types: bool = False) -> None:
     """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and, for sentencepiece, tokenizer.model.
+    `types`: of a pair of texts, tokens of the second are of another type.
 
     As usual there, text that spells a special token becomes that token unless `split_special_tokens=True` is given.
     """
@@ -36,6 +37,7 @@ def to_hf(tokenizer: Tokenizer, folder: str | os.PathLike, *, add_bos: bool = Fa
         "clean_up_tokenization_spaces": False,
         "add_bos_token": add_bos,
         **roles,
+        **({"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if types else {}),
     }
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", roles)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -182,7 +182,8 @@ def test_an_export_of_an_encoder_proves_itself(name, loaded, tmp_path):
     assert f"pipeline_tag: {describe(ours.config)[0].pipeline}\n" in (tmp_path / "run/README.md").read_text()
 
 
-def test_an_exported_vocabulary_says_which_token_is_the_mask(tmp_path):
+@pytest.mark.parametrize("types", [False, True])
+def test_an_exported_vocabulary_says_which_token_is_the_mask_and_which_text_is_the_second(types, tmp_path):
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: i for i, word in enumerate([*special, "a", "cat", "sits"])}
     made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -192,7 +193,9 @@ def test_an_exported_vocabulary_says_which_token_is_the_mask(tmp_path):
     ends = [("[CLS]", 2), ("[SEP]", 3)]
     made.post_processor = tokenizers.processors.TemplateProcessing(**pair, special_tokens=ends)
     made.save(str(tmp_path / "tokenizer.json"))
-    to_hf(load_tokenizer(tmp_path), tmp_path / "out")
+    to_hf(load_tokenizer(tmp_path), tmp_path / "out", types=types)
     read = zoo.transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (read.mask_token, read.cls_token, read.sep_token, read.pad_token) == ("[MASK]", "[CLS]", "[SEP]", "[PAD]")
-    assert read("a [MASK] sits", "a cat")["input_ids"] == [2, 5, 4, 7, 3, 5, 6, 3]
+    pair = read("a [MASK] sits", "a cat")
+    assert pair["input_ids"] == [2, 5, 4, 7, 3, 5, 6, 3]
+    assert pair.get("token_type_ids") == ([0, 0, 0, 0, 0, 1, 1, 1] if types else None)

@@ -21,6 +21,7 @@ from pretrain.configs.llama import llama
 from pretrain.errors import UserError
 from pretrain.models import convert, tree
 from pretrain.models.convert import safetensors as files
+from pretrain.models.convert.folder import FAMILIES
 from pretrain.models.transformer import Transformer
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
@@ -226,9 +227,14 @@ def test_other_folders_are_refused(tmp_path):
     )
     (tmp_path / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
     assert refusal(tmp_path) == (
-        "config.json: found architectures ['MambaForCausalLM'], expected one that docs/export.md lists; "
+        "config.json: found architectures ['MambaForCausalLM'], expected one that docs/import.md lists; "
         "docs/add_a_family.md adds another",
     )
+
+
+def test_the_documentation_lists_every_architecture():
+    page = (Path(__file__).resolve().parents[2] / "docs/import.md").read_text()
+    assert [family.architecture for family in FAMILIES if f"`{family.architecture}`" not in page] == []
 
 
 def test_every_tensor_is_missed_or_read(models, tmp_path):
