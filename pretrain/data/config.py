@@ -104,7 +104,13 @@ class StandardLibrary:
         return ((self.limit is None or self.limit > 0, f"limit={self.limit}: expected a positive number or None"),)
 
 
-Source = TextFiles | JsonLines | JsonPairs | Parquet | StandardLibrary
+@dataclass(frozen=True, kw_only=True)
+class StandardLibraryPairs(StandardLibrary):
+    """Of each of its functions with a docstring the signature, and the docstring's first paragraph to write."""
+
+
+Pairs = JsonPairs | StandardLibraryPairs
+Source = TextFiles | JsonLines | Parquet | StandardLibrary | Pairs
 
 
 ROLES = ("bos", "eos", "pad")

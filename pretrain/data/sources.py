@@ -1,6 +1,8 @@
 """Source files as documents, always in the same order, with the place each came from."""
 
+import ast
 import glob
+import inspect
 import itertools
 import json
 import os
@@ -10,7 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.data.config import JsonLines, JsonPairs, Parquet, Source, StandardLibrary, TextFiles
+from pretrain.data.config import (
+    JsonLines,
+    JsonPairs,
+    Parquet,
+    Source,
+    StandardLibrary,
+    StandardLibraryPairs,
+    TextFiles,
+)
 from pretrain.data.streams import damage, open_bytes
 from pretrain.errors import UserError
 
@@ -89,7 +99,8 @@ def _standard_library(source: StandardLibrary) -> list[tuple[str, int]]:
 def read_file(source: Source, file: str, dropped: Counter, start: int = 0) -> Iterator[Document]:
     """The file's documents from row `start` on; `dropped` counts, by reason, those that are left out."""
     policy = "skip" if isinstance(source, StandardLibrary) else source.invalid_text
-    rows = {JsonLines: _json_rows, JsonPairs: _json_rows, Parquet: _parquet_rows}.get(type(source), _text_rows)
+    readers = {JsonLines: _json_rows, JsonPairs: _json_rows, Parquet: _parquet_rows, StandardLibraryPairs: _functions}
+    rows = readers.get(type(source), _text_rows)
     for row, value in rows(source, file):
         if row < start:
             continue
@@ -147,6 +158,21 @@ def _text_rows(source: TextFiles | StandardLibrary, file: str) -> Iterator[tuple
     if len(data) > limit:
         raise _too_long(file, limit)
     yield 0, data
+
+
+def _functions(source: StandardLibraryPairs, file: str) -> Iterator[tuple[int, tuple[str, str]]]:
+    """(signature, first paragraph of the docstring) of each function that has one, as they stand in the file."""
+    _, data = next(_text_rows(source, file))
+    text = data.decode("utf-8", "replace")
+    try:
+        found = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    except (SyntaxError, ValueError):  # files that show what no Python is
+        return
+    functions = sorted((n for n in found if ast.get_docstring(n)), key=lambda n: n.lineno)
+    lines = text.split("\n")
+    for row, node in enumerate(functions):
+        signature = inspect.cleandoc("\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1]))
+        yield row, (signature, (ast.get_docstring(node) or "").split("\n\n")[0])
 
 
 def _json_rows(source: JsonLines | JsonPairs, file: str) -> Iterator[tuple[int, tuple[str, ...]]]:

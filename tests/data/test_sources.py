@@ -1,12 +1,13 @@
 import gzip
 import json
 import os
+import textwrap
 from collections import Counter
 
 import pytest
 import zstandard
 
-from pretrain.data.config import JsonLines, Parquet, StandardLibrary, TextFiles
+from pretrain.data.config import JsonLines, Parquet, StandardLibrary, StandardLibraryPairs, TextFiles
 from pretrain.data.sources import list_files, read_document, read_file, read_files
 from pretrain.errors import UserError
 
@@ -48,6 +49,19 @@ def test_the_standard_library_is_python_without_installed_packages():
     assert not [f for f in files if "site-packages" in f or f"{os.sep}test{os.sep}" in f]
     assert len(list_files(StandardLibrary(limit=20))) == 20
     assert len(list_files(StandardLibrary(tests=True))) > len(files)
+
+
+def test_pairs_of_the_standard_library_are_signatures_and_what_their_functions_do():
+    source = StandardLibraryPairs(limit=60)
+    files = [f for f, _ in list_files(source)]
+    pairs = list(read_files(source, files, Counter()))
+    assert len(pairs) > 200
+    for pair in pairs:
+        assert pair.text.startswith(("def ", "async def ")) and '"""' not in pair.text
+        assert pair.target and "\n\n" not in pair.target
+    dedent = next(p for p in read_files(source, [str(textwrap.__file__)], Counter()) if p.text == "def dedent(text):")
+    assert dedent.target == "Remove any common leading whitespace from every line in `text`."
+    assert read_document(source, dedent.file, dedent.row) == dedent
 
 
 def test_a_file_named_twice_is_read_once_and_link_loops_end(tmp_path):
