@@ -57,8 +57,10 @@ def test_pairs_of_the_standard_library_are_signatures_and_what_their_functions_d
     pairs = list(read_files(source, files, Counter()))
     assert len(pairs) > 200
     for pair in pairs:
-        assert pair.text.startswith(("def ", "async def ")) and '"""' not in pair.text
-        assert pair.target and "\n\n" not in pair.target
+        assert pair.text.startswith(("def ", "async def "))
+        assert '"""' not in pair.text
+        assert pair.target
+        assert "\n\n" not in pair.target
     dedent = next(p for p in read_files(source, [str(textwrap.__file__)], Counter()) if p.text == "def dedent(text):")
     assert dedent.target == "Remove any common leading whitespace from every line in `text`."
     assert read_document(source, dedent.file, dedent.row) == dedent
