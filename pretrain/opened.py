@@ -86,11 +86,12 @@ def with_parameters(model: Transformer, source: str) -> Transformer:
     found = open_run(source).model
     mine, theirs = layout.flatten(model), layout.flatten(found)
     begins = bool(model.config.adapters) and not found.config.adapters
-    names = lora.plain_names(mine) if begins else {name: name for name in mine}
-    wanted = layout.describe({names[n]: array for n, array in mine.items() if names[n]})
+    names = lora.plain_names(mine) if begins else dict(zip(mine, mine))
+    wanted = layout.describe({name: array for name, array in zip(names.values(), mine.values()) if name})
     if wanted != layout.describe(theirs):
         raise UserError(_another_model(found.config, model.config, source))
-    arrays = [jax.device_put(theirs[names[n]], a.sharding) if names[n] else a for n, a in mine.items()]
+    pairs = zip(names.values(), mine.values())
+    arrays = [jax.device_put(theirs[name], a.sharding) if name else a for name, a in pairs]
     loaded = jax.tree.unflatten(jax.tree.structure(model), arrays)
     return lora.measured(loaded) if begins else loaded
 

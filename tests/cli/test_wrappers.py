@@ -60,12 +60,20 @@ def stand_in(monkeypatch, world):
     return put
 
 
+class Opened(types.SimpleNamespace):
+    """A run's facts that a test may change."""
+
+    @property
+    def add_bos(self) -> bool:
+        return self.config.data.corpus.add_bos
+
+
 @pytest.fixture
 def opened():
     model = types.SimpleNamespace(
         config=TransformerConfig(vocab_size=9, d_model=4, decoder=StackConfig(pattern=(), repeats=0))
     )
-    return types.SimpleNamespace(model=model, tokenizer=Letters(), config=tiny(), step=7, path="runs/begun")
+    return Opened(model=model, tokenizer=Letters(), config=tiny(), step=7, path="runs/begun")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -91,6 +92,7 @@ def test_the_readme_tree_names_every_module():
 
 
 def test_a_wheel_holds_only_the_package_and_all_of_it(tmp_path):
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools keeps what an earlier tree had
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     built = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert built.returncode == 0, built.stdout + built.stderr
