@@ -75,3 +75,10 @@ def moved_left(keep: np.ndarray, *arrays: np.ndarray, width: int | None = None) 
         moved.reshape(-1)[to] = array[keep]
         out.append(moved)
     return out
+
+
+def counted(flags: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """int64 [B, T]: how many are set in each token's document."""
+    B, T = flags.shape
+    number = segments + np.arange(B)[:, None] * (T + 1)
+    return np.bincount(number[flags], minlength=B * (T + 1))[number]

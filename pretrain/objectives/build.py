@@ -6,9 +6,12 @@ from pretrain.objectives.batch import Objective
 
 BUILDERS = {
     c.NextToken: language.next_token,
+    c.PrefixLm: language.asked,
+    c.FillInTheMiddle: language.next_token,
     c.MaskedLm: masked.masked_lm,
     c.ReplacedToken: replaced.replaced_token,
     c.SpanCorruption: language.asked,
+    c.Ul2: language.asked,
     c.Denoising: language.asked,
     c.SequencePairs: language.asked,
 }

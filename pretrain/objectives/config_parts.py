@@ -70,7 +70,8 @@ def reads_and_writes(model: TransformerConfig, name: str) -> Checks:
 
 
 def no_ahead(model: TransformerConfig, name: str) -> tuple[bool, str]:
-    return model.ahead is None, f"{name} does not train model.ahead; set model.ahead=None or choose NextToken"
+    message = f"{name} does not train model.ahead; set model.ahead=None or choose NextToken or FillInTheMiddle"
+    return model.ahead is None, message
 
 
 def both(model: TransformerConfig) -> bool:

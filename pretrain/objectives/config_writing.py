@@ -100,12 +100,9 @@ class SpanCorruption:
     """The decoder's first token beside an encoder (T5: pad)."""
 
     @property
-    def mode(self) -> None:
-        return None
-
-    @property
-    def denoisers(self) -> tuple["SpanCorruption"]:
-        return (self,)
+    def denoisers(self) -> "tuple[Denoiser, ...]":
+        """The same as a mixture of one."""
+        return (Denoiser(mode=None, rate=self.rate, mean=self.mean),)
 
     def checks(self) -> Checks:
         return (*span_checks(self.rate, self.mean), *sentinel_checks(self.sentinel))
@@ -117,6 +114,75 @@ class SpanCorruption:
         """Names of the special tokens that rows of `length` for this model may hold."""
         needed = lengths.spans(length, self.denoisers, encoder=both(model))
         return (*sentinels(self.sentinel, max(needed, lengths.SENTINELS)), self.start)
+
+    def lengths(self, length: int, model: TransformerConfig) -> tuple[int, int | None]:
+        """(tokens of a row of the last stack, of the encoder before it)."""
+        return (lengths.target_length(length, self.denoisers), length) if both(model) else (length, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """One kind of corruption in a mixture."""
+
+    mode: str | None
+    """The token that its input begins with; None: no token."""
+    rate: float
+    """Share of the tokens that are hidden."""
+    mean: float | None
+    """Tokens of a span; None: one span at the end, of any length up to twice the rate."""
+    share: float = 1.0
+    """Of the rows, beside the other denoisers' shares."""
+
+    def checks(self) -> Checks:
+        return (
+            *span_checks(self.rate, self.mean),
+            (
+                self.mean is not None or self.rate <= 0.5,
+                f"rate={self.rate}: expected at most 0.5 of a span at the end; 0.25 is usual",
+            ),
+            (self.share > 0, f"share={self.share}: expected a positive share; 1 is usual"),
+        )
+
+
+DENOISERS = (
+    Denoiser(mode="[NLU]", rate=0.15, mean=3.0),
+    Denoiser(mode="[NLU]", rate=0.15, mean=8.0),
+    Denoiser(mode="[S2S]", rate=0.25, mean=None),
+    Denoiser(mode="[NLG]", rate=0.5, mean=3.0),
+    Denoiser(mode="[NLG]", rate=0.5, mean=8.0),
+    Denoiser(mode="[NLG]", rate=0.15, mean=64.0),
+    Denoiser(mode="[NLG]", rate=0.5, mean=64.0),
+)
+"""Those of UL2 (Tay et al. 2022, table 1): two regular, one sequential, four extreme ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ul2:
+    """Span corruption of several kinds, one a row, named by a token in front of it (UL2, Tay et al. 2022).
+
+    Rows take as much text as the longest of the kinds allows: see `SpanCorruption`.
+    """
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    denoisers: tuple[Denoiser, ...] = DENOISERS
+    sentinel: str = "<extra_id_{}>"
+    start: str = "pad"
+    """The decoder's first token beside an encoder (T5: pad)."""
+
+    def checks(self) -> Checks:
+        return (
+            (bool(self.denoisers), "denoisers: expected at least one; add a Denoiser"),
+            *sentinel_checks(self.sentinel),
+        )
+
+    def run_checks(self, model: TransformerConfig, data: DataConfig) -> Checks:
+        return reads_and_writes(model, "Ul2")
+
+    def tokens(self, length: int, model: TransformerConfig) -> tuple[str, ...]:
+        """Names of the special tokens that rows of `length` for this model may hold."""
+        needed = lengths.spans(length, self.denoisers, encoder=both(model))
+        modes = dict.fromkeys(d.mode for d in self.denoisers if d.mode is not None)
+        return (*sentinels(self.sentinel, max(needed, lengths.SENTINELS)), *modes, self.start)
 
     def lengths(self, length: int, model: TransformerConfig) -> tuple[int, int | None]:
         """(tokens of a row of the last stack, of the encoder before it)."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pretrain.loss import chunked_cross_entropy
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch, Loss, Objective
-from pretrain.objectives.config import LossConfig, NextToken
+from pretrain.objectives.config import FillInTheMiddle, LossConfig, NextToken
 from pretrain.sharding import place
 
 READ = ("batch", "length", "features")
@@ -47,7 +47,7 @@ def asked(config) -> Objective:
     return loss
 
 
-def next_token(config: NextToken) -> Objective:
+def next_token(config: NextToken | FillInTheMiddle) -> Objective:
     def loss(model: Transformer, batch: Batch, key: jax.Array | None) -> Loss:
         out = model(batch.inputs, key=key)
         loss = cross_entropy(config.loss, model.unembed(), out.hidden_BTD, batch.targets, batch.weights)
@@ -57,7 +57,9 @@ def next_token(config: NextToken) -> Objective:
     return loss
 
 
-def _with_ahead(config: NextToken, model: Transformer, batch: Batch, key, hidden_BTD: jax.Array, loss: Loss) -> Loss:
+def _with_ahead(
+    config: NextToken | FillInTheMiddle, model: Transformer, batch: Batch, key, hidden_BTD: jax.Array, loss: Loss
+) -> Loss:
     """Adds weight / depth times the cross-entropy of each depth (DeepSeek-V3, arXiv:2412.19437, equations 24 and 25).
 
     Depth d asks at token t for the target of token t + d + 1, where that is in the same document.

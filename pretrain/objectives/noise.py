@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.data.draws import Draws
-from pretrain.data.pack import segmented
+from pretrain.data.pack import counted, segmented
 from pretrain.data.plan import Plan, Windows
 from pretrain.data.rows import Batch, Raw
 from pretrain.data.vocabulary import Vocabulary
@@ -78,7 +78,7 @@ class NoisyRows:
 def _rotated(tokens, text, segments, positions, rate: float, draws: Draws) -> np.ndarray:
     """Some documents begin with any of their tokens, the part before it behind."""
     T = tokens.shape[1]
-    place, n = np.arange(T), _counts(text, segments)
+    place, n = np.arange(T), counted(text, segments)
     document = place - positions
     before = np.cumsum(text, axis=1) - text
     q = before - np.take_along_axis(before, document, axis=1)  # number of the token in its document's text
@@ -145,18 +145,11 @@ def _first(hidden: np.ndarray, segments: np.ndarray) -> np.ndarray:
     return first
 
 
-def _counts(flags: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """int64 [B, T]: how many are set in each token's document."""
-    B, T = flags.shape
-    number = segments + np.arange(B)[:, None] * (T + 1)
-    return np.bincount(number[flags], minlength=B * (T + 1))[number]
-
-
 def _not_all(deleted: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Without the first token of a document of which nothing would be left."""
     if not deleted.any():
         return deleted
-    nothing = _counts(~deleted & (segments > 0), segments) == 0
+    nothing = counted(~deleted & (segments > 0), segments) == 0
     return deleted & ~(nothing & (positions == 0))
 
 

@@ -13,6 +13,9 @@ from pretrain.objectives.config import ReplacedToken
 from pretrain.objectives.config_masked import REPLACED_TASK
 from pretrain.objectives.language import cross_entropy, with_layers
 from pretrain.objectives.masked import at
+from pretrain.sharding import place
+
+LOGITS = ("batch", "length", "vocab")
 
 
 def replaced_token(config: ReplacedToken) -> Objective:
@@ -45,10 +48,13 @@ def generate(config: ReplacedToken, model: Transformer, batch: Batch, key) -> tu
 def sample(unembed: Any, hidden_BKD: jax.Array, key: jax.Array, chunk: int) -> jax.Array:
     """int32 [B, K], a token drawn at each place from the head's distribution; logits exist for a chunk at a time."""
 
+    layout = None if place.whole() else place.spec(*LOGITS)
+
     def draw(_, numbered):
         number, (hidden_BkD,) = numbered
         logits_BkV = jax.lax.stop_gradient(unembed(hidden_BkD))
-        noise_BkV = jax.random.gumbel(jax.random.fold_in(key, number), logits_BkV.shape, logits_BkV.dtype)
+        noise = jax.random.fold_in(key, number)
+        noise_BkV = jax.random.gumbel(noise, logits_BkV.shape, logits_BkV.dtype, out_sharding=layout)
         return None, jnp.argmax(logits_BkV + noise_BkV, axis=-1).astype(jnp.int32)
 
     chunks = cut(chunk, hidden_BKD)

@@ -11,6 +11,7 @@ from pretrain.data.vocabulary import Vocabulary, special
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives import config as c
 from pretrain.objectives import lengths
+from pretrain.objectives.causal import MiddleRows, PrefixRows
 from pretrain.objectives.config_parts import both
 from pretrain.objectives.config_writing import sentinels
 from pretrain.objectives.layout import Beside, Joined
@@ -33,6 +34,18 @@ def _next_token(config: c.NextToken, tokenizer: Tokenizer, length: int, model: T
     return Packed(length)
 
 
+def _prefix_lm(config: c.PrefixLm, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+    return PrefixRows(length)
+
+
+def _middle(config: c.FillInTheMiddle, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+    prefix, suffix, middle = (
+        special(tokenizer, getattr(config, f), f"objective.{f}") for f in ("prefix", "suffix", "middle")
+    )
+    marks = (prefix, suffix, middle, special(tokenizer, "eos", "objective"))
+    return MiddleRows(length, config, Vocabulary.of(tokenizer), marks)
+
+
 def _masked_lm(config: c.MaskedLm, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
     mask = _mask(config.masking, tokenizer)
     if (s := config.sentences) is None:
@@ -49,14 +62,15 @@ def _mask(config: c.Masking, tokenizer: Tokenizer) -> Mask:
     return Mask(config, Vocabulary.of(tokenizer), special(tokenizer, config.mask, "objective.masking.mask"))
 
 
-def _spans(config: c.SpanCorruption, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
+def _spans(config: c.SpanCorruption | c.Ul2, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
     encoder, denoisers = both(model), config.denoisers
+    modes = [None if d.mode is None else special(tokenizer, d.mode, "objective.denoisers") for d in denoisers]
     names = sentinels(config.sentinel, lengths.spans(length, denoisers, encoder=encoder))
     return SpanRows(
         room=lengths.raw_tokens(length, denoisers, encoder=encoder),
         denoisers=denoisers,
-        shares=(1.0,),
-        modes=(None,),
+        shares=tuple(d.share for d in denoisers),
+        modes=tuple(modes),
         sentinels=np.array([special(tokenizer, name, "objective.sentinel") for name in names], np.int32),
         eos=special(tokenizer, "eos", "objective"),
         layout=_layout(config, tokenizer, length, model),
@@ -85,9 +99,12 @@ def _layout(config, tokenizer: Tokenizer, length: int, model: TransformerConfig)
 
 ROWS: dict[type, Callable[..., Transform]] = {
     c.NextToken: _next_token,
+    c.PrefixLm: _prefix_lm,
+    c.FillInTheMiddle: _middle,
     c.MaskedLm: _masked_lm,
     c.ReplacedToken: _replaced_token,
     c.SpanCorruption: _spans,
+    c.Ul2: _spans,
     c.Denoising: _denoising,
     c.SequencePairs: _pairs,
 }

@@ -12,7 +12,19 @@ from pretrain.objectives.transforms import transform
 
 WORDS = [" the", " cat", " sat", "ly", "ing", " on", " mat", " Who", ".", "?", ",", "\n", "東", "京", " (", ")"]
 WORDS += [f" w{i}" for i in range(50)] + [f"s{i}" for i in range(30)]
-NAMES = ("[MASK]", "[CLS]", "[SEP]", "<mask>", *(f"<extra_id_{i}>" for i in range(100)))
+NAMES = (
+    "[MASK]",
+    "[CLS]",
+    "[SEP]",
+    "<mask>",
+    "[NLU]",
+    "[NLG]",
+    "[S2S]",
+    *(f"<extra_id_{i}>" for i in range(100)),
+    "<fim_prefix>",
+    "<fim_suffix>",
+    "<fim_middle>",
+)
 LENGTH = 48
 
 
@@ -117,6 +129,8 @@ class Case:
 CASES = {
     "next": Case(c.NextToken(loss=LOSS), decoder()),
     "ahead": Case(c.NextToken(loss=LOSS), decoder(ahead=AHEAD)),
+    "prefix": Case(c.PrefixLm(loss=LOSS), decoder()),
+    "middle": Case(c.FillInTheMiddle(loss=LOSS, rate=0.8), decoder()),
     "masked": Case(c.MaskedLm(loss=LOSS), encoder()),
     "whole words": Case(c.MaskedLm(loss=LOSS, masking=c.Masking(whole_words=True)), encoder()),
     "next sentence": Case(c.MaskedLm(loss=LOSS, sentences=c.Sentences()), encoder(**JUDGE)),
@@ -124,6 +138,8 @@ CASES = {
     "replaced": Case(c.ReplacedToken(loss=LOSS), encoder(head=None, tasks=(REPLACED,), generator=GENERATOR)),
     "spans": Case(c.SpanCorruption(loss=LOSS), both()),
     "spans, decoder": Case(c.SpanCorruption(loss=LOSS), decoder()),
+    "ul2": Case(c.Ul2(loss=LOSS), both()),
+    "ul2, decoder": Case(c.Ul2(loss=LOSS), decoder()),
     "noise": Case(c.Denoising(loss=LOSS, rotate=0.5, delete=0.1, mask_tokens=0.1), both()),
     "pairs": Case(c.SequencePairs(loss=LOSS), both()),
     "pairs, decoder": Case(c.SequencePairs(loss=LOSS, bidirectional=True, too_long="truncate"), decoder()),
