@@ -160,7 +160,7 @@ def _prefill(model: Transformer, inputs: Inputs, key, stops: Stops, *, sampling:
     assert inputs.positions is not None
     before = State(
         cache=grown(out.cache, length),
-        history_BS=_wider(inputs.tokens, length, 1),
+        history_BS=wider(inputs.tokens, length, 1),
         tokens_B=inputs.tokens[:, -1],
         logprobs_B=jnp.zeros(batch),
         positions_B=inputs.positions[:, -1],
@@ -218,19 +218,19 @@ def _chosen(model: Transformer, before: State, hidden_B1D, key, stops: Stops, sa
 
 @partial(jax.jit, static_argnames=("length",))
 def _longer(state: State, length: int) -> State:
-    return replace(state, cache=grown(state.cache, length), history_BS=_wider(state.history_BS, length, 1))
+    return replace(state, cache=grown(state.cache, length), history_BS=wider(state.history_BS, length, 1))
 
 
 def grown(cache: Cache, length: int) -> Cache:
     def grow_mixer(layer: LayerCache) -> LayerCache:
-        return replace(layer, mixer=jax.tree.map(lambda x: _wider(x, length, x.ndim - 2), layer.mixer))
+        return replace(layer, mixer=jax.tree.map(lambda x: wider(x, length, x.ndim - 2), layer.mixer))
 
     layers = jax.tree.map(grow_mixer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
-    positions_BS = None if cache.positions_BS is None else _wider(cache.positions_BS, length, 1)
-    return replace(cache, layers=layers, segments_BS=_wider(cache.segments_BS, length, 1), positions_BS=positions_BS)
+    positions_BS = None if cache.positions_BS is None else wider(cache.positions_BS, length, 1)
+    return replace(cache, layers=layers, segments_BS=wider(cache.segments_BS, length, 1), positions_BS=positions_BS)
 
 
-def _wider(x: jax.Array, length: int, axis: int) -> jax.Array:
+def wider(x: jax.Array, length: int, axis: int) -> jax.Array:
     return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
 
