@@ -13,17 +13,9 @@ from pretrain.objectives.transforms import transform
 WORDS = [" the", " cat", " sat", "ly", "ing", " on", " mat", " Who", ".", "?", ",", "\n", "東", "京", " (", ")"]
 WORDS += [f" w{i}" for i in range(50)] + [f"s{i}" for i in range(30)]
 NAMES = (
-    "[MASK]",
-    "[CLS]",
-    "[SEP]",
-    "<mask>",
-    "[NLU]",
-    "[NLG]",
-    "[S2S]",
+    *("[MASK]", "[CLS]", "[SEP]", "<mask>", "[NLU]", "[NLG]", "[S2S]", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     *(f"<extra_id_{i}>" for i in range(100)),
-    "<fim_prefix>",
-    "<fim_suffix>",
-    "<fim_middle>",
+    *(f"<other_{i}>" for i in range(100)),
 )
 LENGTH = 48
 
