@@ -1,6 +1,8 @@
 """Folders of encoders: what older writers left in them, two models in one, a sentence encoder's modules."""
 
 import json
+import random as draws
+from collections import Counter
 from dataclasses import replace
 
 import jax
@@ -16,11 +18,11 @@ from pretrain import exchange
 from pretrain.configs import bert, electra
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.data.tokenizer_export import to_hf
-from pretrain.errors import UserError
+from pretrain.errors import UserError, check
 from pretrain.models import convert
 from pretrain.models.config import GeneratorConfig, HeadConfig
 from pretrain.models.convert import safetensors as files
-from pretrain.models.convert.folder import describe
+from pretrain.models.convert.folder import describe, family_of
 from pretrain.models.transformer import Inputs
 from tests.parity import encoders, zoo
 from tests.parity.encoders import SENTENCE, Loaded, random, tokens
@@ -137,6 +139,26 @@ def test_a_sentence_encoder_keeps_its_modules(pool, normalise, tmp_path):
     assert kinds == ["Transformer", "Pooling"] + ["Normalize"] * normalise
     assert files.read_json(tmp_path / "out/sentence_bert_config.json")["max_seq_length"] == 20
     assert convert.load(tmp_path / "out")[0] == config
+
+
+JUNK = [None, True, -1, 0, 3, 10**30, float("nan"), 0.5, "x", [], [1], {}, {"a": []}, {"full_attention": 3}, ["y"] * 7]
+
+
+@pytest.mark.parametrize(
+    "name", ["bert_label", "roberta", "distilbert_label", "electra_generator", "modernbert_masked"]
+)
+def test_no_damage_to_a_config_ends_in_anything_but_a_refusal(name, loaded):
+    values = files.read_json(loaded(name)[1] / "config.json")
+    family, rng = family_of(values), draws.Random(0)
+    ends = Counter()
+    for _ in range(300):
+        damaged = values | {name: rng.choice(JUNK) for name in rng.sample(sorted(values), rng.randint(1, 3))}
+        try:
+            check(family.from_hf(damaged))
+            ends["read"] += 1
+        except UserError:
+            ends["refused"] += 1
+    assert ends["refused"] > 100
 
 
 def test_modules_that_compute_more_are_refused(tmp_path):

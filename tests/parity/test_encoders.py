@@ -17,7 +17,7 @@ from pretrain.models.convert import safetensors as files
 from pretrain.models.convert.folder import FAMILIES, describe
 from pretrain.models.transformer import Inputs, Transformer
 from tests.parity import encoders, zoo
-from tests.parity.encoders import LENGTH, MODELS, SENTENCE, Loaded, answers, both, tokens
+from tests.parity.encoders import LENGTH, MODELS, SENTENCE, Loaded, answers, both, tokens, types
 
 TOLERANCE = 2e-5
 
@@ -153,22 +153,27 @@ def test_the_defaults_are_those_of_transformers():
         assert replace(family.from_hf(values), init=make().init) == make()
 
 
-def test_gradients_of_the_masked_words_are_those_of_torch(loaded):
-    model, _, ours = loaded("bert_masked")
-    tokens_BT = tokens()
+def test_gradients_of_masked_words_and_next_sentences_are_those_of_torch(loaded):
+    model, _, ours = loaded("bert_pretraining")
+    tokens_BT, follows_B = tokens(), np.array([0, 1, 1])
+    types_BT = types("bert_pretraining", tokens_BT)
     masked_BT = np.random.default_rng(2).random(tokens_BT.shape) < 0.3
-    labels = np.where(masked_BT, tokens_BT, -100)
+    read_BT, labels_BT = np.where(masked_BT, 3, tokens_BT), np.where(masked_BT, tokens_BT, -100)
+    given = {"input_ids": read_BT, "token_type_ids": types_BT, "labels": labels_BT, "next_sentence_label": follows_B}
     model.zero_grad()
-    model(encoders.tensor(np.where(masked_BT, 3, tokens_BT)), labels=encoders.tensor(labels)).loss.backward()
+    model(**{name: encoders.tensor(x) for name, x in given.items()}).loss.backward()
     arrays = {name: p.grad.numpy() for name, p in model.named_parameters()}
     lazy = {name: files.Tensor(a.shape, a.dtype, lambda a=a: a) for name, a in arrays.items()}
     family, _ = describe(ours.config)
     expected = tree.params(engine.to_ours(family, ours.config, lazy, lambda name, param, value: jnp.asarray(value)))
 
+    def chosen(logits, labels):
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(labels)[..., None], -1)[..., 0]
+
     def loss(ours: Transformer):
-        logits_BTV = ours.logits(ours(Inputs(tokens=jnp.where(masked_BT, 3, tokens_BT))).hidden_BTD)
-        logp_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), jnp.asarray(tokens_BT)[..., None], -1)[..., 0]
-        return -jnp.sum(logp_BT * masked_BT) / masked_BT.sum()
+        hidden_BTD = ours(Inputs(tokens=jnp.asarray(read_BT), types=jnp.asarray(types_BT))).hidden_BTD
+        words = -jnp.sum(chosen(ours.logits(hidden_BTD), tokens_BT) * masked_BT) / masked_BT.sum()
+        return words - chosen(ours.task("next_sentence", hidden_BTD), follows_B).mean()
 
     found = tree.params(jax.jit(jax.grad(loss))(ours))
     norm = np.linalg.norm
@@ -178,7 +183,7 @@ def test_gradients_of_the_masked_words_are_those_of_torch(loaded):
         if name.endswith("key_bias"):  # a number added to all keys moves no probability: zero, up to rounding
             assert max(gap, size) <= 1e-6 * largest, name
         else:
-            assert gap <= 1e-3 * size, (name, gap, size)
+            assert gap <= 1e-5 * size, (name, gap, size)  # the tanh form of GELU is 5e-4 away
             assert size > 1e-4 * largest, (name, size)
 
 
