@@ -98,7 +98,7 @@ def beam_search(
         )
     state = _search(
         prepared(model),
-        padded(prompts, sources, prefix=prefix),
+        padded(prompts, sources, prefix=prompts if prefix else None),
         Stops.of(stop_tokens, stop_sequences),
         search=search,
         sampling=sampling,

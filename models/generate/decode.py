@@ -112,7 +112,7 @@ def _chunks(
     """(tokens_BN, logprobs_BN): the first token alone, then up to `chunk` at a time; tokens after a stop are -1."""
     check_prompts(model.config, prompts, sources, max_tokens)
     check_options(model.config, sampling, max_tokens, stop_sequences)
-    inputs = padded(prompts, sources, prefix=prefix)
+    inputs = padded(prompts, sources, prefix=prompts if prefix else None)
     T = inputs.tokens.shape[1]
     length = _cache_length(T, max_tokens, cache_length)
     stops = Stops.of(stop_tokens, stop_sequences)

@@ -1,12 +1,13 @@
 """Prompts and sources as the rows of one batch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 
 from pretrain.errors import UserError, check
-from pretrain.models.config import LearnedPositions, TransformerConfig
+from pretrain.models.config import LearnedPositions, StackConfig, TransformerConfig
 from pretrain.models.generate.config import Sampling
 from pretrain.models.transformer import Inputs
 
@@ -15,22 +16,23 @@ SLOTS = 32
 """Prompts and caches are padded to this times a power of two, so that few shapes are ever compiled."""
 
 
-def padded(prompts: Texts, sources: Texts | None = None, *, prefix: bool = False) -> Inputs:
-    """Prompts end together, so that the next token of every row goes to the same slot; before them is segment 0.
+def padded(texts: Texts, sources: Texts | None = None, *, prefix: Texts | None = None) -> Inputs:
+    """Texts end together, so that the next token of every row goes to the same slot; before them is segment 0.
 
-    `sources`: what an encoder reads, padded at the end. `prefix`: the tokens of a prompt see each other.
+    `sources`: what an encoder reads, padded at the end. `prefix`: what each text begins with and sees both ways.
     """
-    inputs = _rows(prompts, left=True)
-    return Inputs(
-        tokens=inputs.tokens,
-        positions=inputs.positions,
-        segments=inputs.segments,
-        prefix=inputs.segments if prefix else None,
-        encoder=_rows(sources, left=False) if sources is not None else None,
-    )
+    inputs = rows(texts, left=True)
+    encoder = None if sources is None else rows(sources)
+    if prefix is not None:
+        assert inputs.positions is not None
+        assert inputs.segments is not None
+        inside_BT = inputs.positions < jnp.asarray([len(p) for p in prefix])[:, None]
+        inputs = replace(inputs, prefix=inputs.segments * inside_BT)
+    return replace(inputs, encoder=encoder)
 
 
-def _rows(texts: Texts, *, left: bool) -> Inputs:
+def rows(texts: Texts, *, left: bool = False) -> Inputs:
+    """Texts that end together (`left`) or begin together, the rest segment 0."""
     T = bucket(max(len(text) for text in texts))
     tokens_BT = np.zeros((len(texts), T), np.int32)
     lengths_B1 = np.asarray([len(text) for text in texts])[:, None]
@@ -48,22 +50,24 @@ def bucket(n: int) -> int:
     return SLOTS << max(0, -(-n // SLOTS) - 1).bit_length()
 
 
-def check_prompts(config: TransformerConfig, prompts: Texts, sources: Texts | None, max_tokens: int) -> None:
-    """Raises UserError where the model cannot go on from these."""
+def check_prompts(
+    config: TransformerConfig, prompts: Texts, sources: Texts | None, max_tokens: int | None = None
+) -> None:
+    """Raises UserError where the model cannot go on from these, for `max_tokens`."""
     if config.decoder is None:
         raise UserError("found an encoder alone, expected a decoder; fill masks with it: models.generate.fill")
     if not all(block.mixer.causal for block in config.decoder.blocks):
         raise UserError("found a decoder whose tokens see the future, expected causal attention; fill masks with it")
     if config.head is None:
         raise UserError("found a model without a head, expected one that gives logits; set TransformerConfig.head")
-    if max_tokens < 1:
+    if max_tokens is not None and max_tokens < 1:
         raise UserError(f"found max_tokens={max_tokens}, expected at least 1; raise it")
     if not prompts:
         raise UserError("found no prompt, expected at least one; give one list of token ids a row")
-    _check_texts(config, prompts, "prompt", "begin it with the tokenizer's bos or the decoder's start token")
+    check_tokens(config, prompts, "prompt", "begin it with the tokenizer's bos or the decoder's start token")
     _check_sources(config, prompts, sources)
     positions, longest = config.decoder.positions, max(len(p) for p in prompts)
-    if isinstance(positions, LearnedPositions) and longest + max_tokens > positions.length:
+    if max_tokens and isinstance(positions, LearnedPositions) and longest + max_tokens > positions.length:
         raise UserError(
             f"found a prompt of {longest} tokens and max_tokens={max_tokens}, expected at most {positions.length} "
             "together, the positions this model learned; shorten the prompt or lower max_tokens"
@@ -90,16 +94,21 @@ def _check_sources(config: TransformerConfig, prompts: Texts, sources: Texts | N
         return
     if len(sources) != len(prompts):
         raise UserError(f"found {len(sources)} sources, expected {len(prompts)}; give one for each prompt")
-    _check_texts(config, sources, "source", "end it with the tokenizer's eos")
-    positions, longest = config.encoder.positions, max(len(s) for s in sources)
-    if isinstance(positions, LearnedPositions) and longest > positions.length:
+    check_tokens(config, sources, "source", "end it with the tokenizer's eos")
+    check_length(config.encoder, sources, "source")
+
+
+def check_length(stack: StackConfig, texts: Texts, name: str) -> None:
+    """Raises UserError for a text longer than the positions that a stack has learned."""
+    longest = max(len(text) for text in texts)
+    if isinstance(stack.positions, LearnedPositions) and longest > stack.positions.length:
         raise UserError(
-            f"found a source of {longest} tokens, expected at most {positions.length}, the positions this encoder "
-            "learned; shorten the source"
+            f"found a {name} of {longest} tokens, expected at most {stack.positions.length}, the positions this model "
+            f"learned; shorten the {name}"
         )
 
 
-def _check_texts(config: TransformerConfig, texts: Texts, name: str, do: str) -> None:
+def check_tokens(config: TransformerConfig, texts: Texts, name: str, do: str) -> None:
     for i, text in enumerate(texts):
         if not len(text):
             raise UserError(f"found no token in {name} {i}, expected at least one; {do}")

@@ -91,7 +91,7 @@ def speculate(
     state = _speculated(
         prepared(model),
         prepared(draft),
-        padded(prompts, sources, prefix=prefix),
+        padded(prompts, sources, prefix=prompts if prefix else None),
         key,
         Stops.of(stop_tokens, stop_sequences),
         sampling=sampling,
