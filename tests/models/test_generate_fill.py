@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.models.config import GeneratorConfig
+from pretrain.models.config import GeneratorConfig, HeadConfig, TransformConfig
 from pretrain.models.generate.fill import fill
 from pretrain.models.transformer import Inputs
 from tests.models.mechanisms import LLAMA, PAIRS, drawn
@@ -55,7 +55,7 @@ def test_types_matter(pair):
 
 def test_the_generator_fills_masks_where_there_is_no_head():
     inner = replace(PAIRS["bart"].encoder, positions=None)
-    small = GeneratorConfig(d_model=16, encoder=inner)
+    small = GeneratorConfig(d_model=16, encoder=inner, head=HeadConfig(tied=True, transform=TransformConfig()))
     model = drawn(replace(PAIRS["bart"], decoder=None, encoder=inner, head=None, generator=small), 0.3)
     ((filled, _), *_) = fill(model, TEXTS, MASK, top_k=3)
     hidden_BTD, unembed = model.generated(Inputs(tokens=jnp.asarray(TEXTS[:1])))
