@@ -26,6 +26,7 @@ from pretrain.metrics.progress import short_exponent
 from pretrain.metrics.sinks import Recorder, read_lines
 from pretrain.models import accounting, tree
 from pretrain.objectives.build import build as build_objective
+from pretrain.objectives.config_parts import both
 from pretrain.objectives.transforms import transform
 from pretrain.opened import with_parameters
 from pretrain.optimizer.schedules import learning_rate
@@ -99,7 +100,8 @@ def train(
         optimizer = make_optimizer(config, dtype)
         checkpoints, state, progress = _state(config, run, optimizer, dtype, mesh)
         notes += _rates(old, config, progress.step)
-        flops = accounting.flops_per_token(config.model, config.data.sequence_length)
+        # Tokens of both stacks count, each is read by one.
+        flops = accounting.flops_per_token(config.model, config.data.sequence_length) / (1 + both(config.model))
         if speaks:
             _write_facts(config, run, flops, preset)
         feed, objective = Feed(mesh, config.batch.rows), build_objective(config.objective)
@@ -119,14 +121,20 @@ def train(
             started=started,
         )
         job.recorder.event("resume" if progress.step else "start", step=progress.step)
-        for note in notes:
-            _say(speaks, note)
-            job.recorder.event("changed", step=progress.step, what=note)
+        _tell(job, speaks, progress.step, notes)
         step = make_step(objective, optimizer, config.batch.accumulate)
         try:
             return loop(job, jax.jit(step, donate_argnums=0), state, progress)
         finally:
             job.recorder.close()
+
+
+def _tell(job: Job, speaks: bool, at: int, changes: list[str]) -> None:
+    """What differs from the run before, and what became of the data."""
+    for kind, notes in (("changed", changes), ("data", job.pipeline.plan.notes)):
+        for note in notes:
+            _say(speaks, note)
+            job.recorder.event(kind, step=at, what=note)
 
 
 def _say(speaks: bool, line: str) -> None:

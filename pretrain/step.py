@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pretrain.objectives.batch import Batch, Loss, Objective
+from pretrain.objectives.batch import Batch, Loss, Objective, tokens_read
 from pretrain.sharding import place
 from pretrain.state import TrainState
 
@@ -33,6 +33,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, acc
         metrics = {
             "loss": mean,
             "weight": loss.weight,
+            "tokens": tokens_read(batch.inputs),
             "grad_norm": opt_state.grad_norm,
             "learning_rate": opt_state.learning_rate,
             **{name: value / jnp.maximum(loss.weight, 1) for name, value in loss.metrics.items()},

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from pretrain.checkpoint.manager import Progress
 from pretrain.errors import CheckFailed
+from pretrain.evaluate.perplexity import bits_per_byte
 from pretrain.feed import HostBatch, train_batches
 from pretrain.job import Job
 from pretrain.metrics import throughput
@@ -150,8 +151,8 @@ class Loop:
             )
             self.job.recorder.event("failed", step=pending.step, reason=reason)
             raise CheckFailed(f"{reason}; parameters are those of step {pending.step - 1}; lower optimizer.peak_lr")
-        self.tokens += round(values["weight"])
-        self.clock.add(values["weight"], pending.waited)
+        self.tokens += round(values["tokens"])
+        self.clock.add(values["tokens"], pending.waited)
         every = self.job.config.log.every
         if pending.step % every == 0 or pending.step in (1, self.job.config.steps):
             self._log(pending, values)
@@ -164,16 +165,16 @@ class Loop:
         job.recorder.metrics(line)
         device = jax.devices()[0]
         mfu = throughput.mfu(job.flops_per_token, speed["tokens_per_second"], jax.device_count(), device.device_kind)
-        bits = values["loss"] / math.log(2) / job.train.bytes_per_token
-        self.display.update({**line, "bits_per_byte": bits, "mfu": mfu})
+        bits = bits_per_byte(job.config.objective, values["nll"], job.train.bytes_per_token)
+        self.display.update({**line, **bits, "mfu": mfu})
 
     def evaluate(self, at: int) -> None:
         self.settle()
         began = time.perf_counter()
         self.evaluation = self.job.evaluator(self.state.model)
         self.job.recorder.evaluation(at, self.evaluation)
-        loss, bits = self.evaluation["loss"], self.evaluation["bits_per_byte"]
-        self.display.note(f"step {at} validation loss {loss:.4f} bpb {bits:.3f}")
+        bits = f" bpb {self.evaluation['bits_per_byte']:.3f}" if "bits_per_byte" in self.evaluation else ""
+        self.display.note(f"step {at} validation loss {self.evaluation['loss']:.4f}{bits}")
         write_samples(self.job, self.state.model, at)
         self.clock.pause(time.perf_counter() - began)
 

@@ -1,6 +1,7 @@
 """Loss, perplexity and bits per byte on the validation split."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from pretrain.feed import Feed
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Objective
 from pretrain.objectives.build import build
+from pretrain.objectives.config import NextToken
+from pretrain.objectives.config import Objective as ObjectiveConfig
 from pretrain.objectives.transforms import transform
 from pretrain.opened import OpenRun
 from pretrain.sharding import mesh as meshes
@@ -43,22 +46,31 @@ class Evaluator:
     def __call__(self, model: Transformer, batches: Batches | None = None) -> dict[str, Any]:
         """`batches`: None is as many as the config says."""
         limit = None if batches == "all" else batches or self.config.evals.batches
-        rows, total, weight = self.config.batch.rows, 0.0, 0.0
+        rows, total, weight, metrics = self.config.batch.rows, 0.0, 0.0, Counter()
         for batch in validation_batches(self.split, self.transform, rows, limit):
             mine = {name: array[self.feed.rows] for name, array in batch.items()}
             sums = self._sums(model, self.feed.on_device(mine))
             total, weight = total + float(sums.total), weight + float(sums.weight)
-        return summary(total / max(weight, 1), weight, self.split.bytes_per_token)
+            metrics.update({name: float(value) for name, value in sums.metrics.items()})
+        means = {name: value / max(weight, 1) for name, value in metrics.items()}
+        return summary(self.config.objective, total / max(weight, 1), means, weight, self.split.bytes_per_token)
 
 
-def summary(loss: float, tokens: float, bytes_per_token: float) -> dict[str, Any]:
-    """Bits per byte take the split's text bytes a token: comparable between tokenizers (Gao et al. 2020)."""
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
-        "bits_per_byte": loss / math.log(2) / bytes_per_token,
-        "tokens": round(tokens),
-    }
+def summary(
+    objective: ObjectiveConfig, loss: float, metrics: dict[str, float], tokens: float, bytes_per_token: float
+) -> dict[str, Any]:
+    """`tokens` were asked for. The parts of its loss, for an objective that asks for more than the next token."""
+    if not isinstance(objective, NextToken):
+        return {"loss": loss, **metrics, "tokens": round(tokens)}
+    nll = metrics.get("nll", loss)  # of the next token alone, without z-loss, mixtures' losses and tokens further ahead
+    bits = bits_per_byte(objective, nll, bytes_per_token)
+    return {"loss": loss, "perplexity": math.exp(min(nll, 700)), **bits, "tokens": round(tokens)}
+
+
+def bits_per_byte(objective: ObjectiveConfig, loss: float, bytes_per_token: float) -> dict[str, float]:
+    """Of losses of every token of a text, by the split's text bytes a token: comparable between tokenizers (Gao et al.
+    2020)."""
+    return {"bits_per_byte": loss / math.log(2) / bytes_per_token} if isinstance(objective, NextToken) else {}
 
 
 def evaluate(opened: OpenRun, *, batches: Batches | None = None) -> dict[str, Any]:

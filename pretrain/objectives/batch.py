@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from pretrain.models.transformer import Inputs, Transformer
 
@@ -22,6 +23,12 @@ class Batch:
     """int32 [B, K], the token of the row at which each is asked; None: K is T, each at its own."""
     labels: jax.Array | None = None
     """int32 [B], the class of each row."""
+
+
+def tokens_read(inputs: Inputs) -> jax.Array:
+    """f32, tokens of all stacks that are no padding."""
+    here = inputs.tokens.size if inputs.segments is None else jnp.sum(inputs.segments > 0, dtype=jnp.float32)
+    return here + (0.0 if inputs.encoder is None else tokens_read(inputs.encoder))
 
 
 def gathered(arrays: Mapping[str, jax.Array]) -> Batch:
