@@ -123,27 +123,7 @@ def _speculated(
     dtype,
 ) -> State:
     """After the last token, or the stop of the last row."""
-    B, T = inputs.tokens.shape
-    length = bucket(T + max_tokens + drafts)
-    logits_BV, cache = _prefilled(model, inputs, length, dtype)
-    _, draft_cache = _prefilled(draft, inputs, length, dtype)
-    assert inputs.positions is not None
-    state = State(
-        cache=replace(cache, filled=cache.filled - 1),
-        draft_cache=draft_cache,
-        history_BS=wider(inputs.tokens, length, 1),
-        positions_B1=inputs.positions[:, -1:],
-        recent_BW=stops.none(B),
-        stopped_B=jnp.zeros(B, bool),
-        made=jnp.int32(0),
-        shown_BN=jnp.full((B, max_tokens + drafts), -1, jnp.int32),
-        logprobs_BN=jnp.zeros((B, max_tokens + drafts)),
-        proposed=jnp.int32(0),
-        accepted=jnp.int32(0),
-    )
-    probs_BV = _probabilities(logits_BV[:, None], state, stops, sampling)[:, 0]
-    first_B1 = _drawn(probs_BV, jax.random.fold_in(key, 0))[:, None]
-    state = _emitted(state, first_B1, jax.nn.log_softmax(logits_BV)[:, None], jnp.int32(1), stops, sampling)
+    state = _begun(model, draft, inputs, key, stops, sampling, drafts, max_tokens, dtype)
 
     def round(state: State) -> State:
         keys = jax.random.split(jax.random.fold_in(key, state.made), 2)
@@ -172,6 +152,31 @@ def _speculated(
         return (state.made < max_tokens) & ~jnp.all(state.stopped_B)
 
     return jax.lax.while_loop(unfinished, round, state)
+
+
+def _begun(model, draft, inputs: Inputs, key, stops: Stops, sampling, drafts: int, max_tokens: int, dtype) -> State:
+    """With the first token."""
+    B, T = inputs.tokens.shape
+    length = bucket(T + max_tokens + drafts)
+    logits_BV, cache = _prefilled(model, inputs, length, dtype)
+    _, draft_cache = _prefilled(draft, inputs, length, dtype)
+    assert inputs.positions is not None
+    state = State(
+        cache=replace(cache, filled=cache.filled - 1),
+        draft_cache=draft_cache,
+        history_BS=wider(inputs.tokens, length, 1),
+        positions_B1=inputs.positions[:, -1:],
+        recent_BW=stops.none(B),
+        stopped_B=jnp.zeros(B, bool),
+        made=jnp.int32(0),
+        shown_BN=jnp.full((B, max_tokens + drafts), -1, jnp.int32),
+        logprobs_BN=jnp.zeros((B, max_tokens + drafts)),
+        proposed=jnp.int32(0),
+        accepted=jnp.int32(0),
+    )
+    probs_BV = _probabilities(logits_BV[:, None], state, stops, sampling)[:, 0]
+    first_B1 = _drawn(probs_BV, jax.random.fold_in(key, 0))[:, None]
+    return _emitted(state, first_B1, jax.nn.log_softmax(logits_BV)[:, None], jnp.int32(1), stops, sampling)
 
 
 def _prefilled(model: Transformer, inputs: Inputs, length: int, dtype) -> tuple[jax.Array, Cache]:
