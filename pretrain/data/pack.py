@@ -64,14 +64,14 @@ def pack(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Batch:
 def moved_left(keep: np.ndarray, *arrays: np.ndarray, width: int | None = None) -> list[np.ndarray]:
     """What is kept of each row of arrays [B, N], without gaps, zeros behind; `width`: of the result, None: N."""
     B, N = keep.shape
-    width = N if width is None else width
+    W = N if width is None else width
     place = np.cumsum(keep, axis=1) - 1
-    if place.max(initial=0) >= width:
-        raise ValueError(f"found {place.max() + 1} tokens in a row, expected at most {width}")
-    to = (place + width * np.arange(B)[:, None])[keep]
+    if place.max(initial=0) >= W:
+        raise ValueError(f"found {place.max() + 1} tokens in a row, expected at most {W}")
+    to = (place + W * np.arange(B)[:, None])[keep]
     out = []
     for array in arrays:
-        moved = np.zeros((B, width), array.dtype)
+        moved = np.zeros((B, W), array.dtype)
         moved.reshape(-1)[to] = array[keep]
         out.append(moved)
     return out

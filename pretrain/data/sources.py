@@ -105,8 +105,9 @@ def read_file(source: Source, file: str, dropped: Counter, start: int = 0) -> It
         if row < start:
             continue
         where = f"{file} line {row + 1}" if rows is _json_rows else f"{file} row {row}"
-        texts = [_decoded(v, policy, where) for v in (value if isinstance(value, tuple) else (value,))]
-        if None in texts:
+        decoded = [_decoded(v, policy, where) for v in (value if isinstance(value, tuple) else (value,))]
+        texts = [text for text in decoded if text is not None]
+        if len(texts) < len(decoded):
             dropped["invalid text"] += 1
         elif not all(texts):
             dropped["empty"] += 1
@@ -209,7 +210,7 @@ def _texts(fields: tuple[str, ...], line: bytes, where: str) -> tuple[str, ...]:
             what = f"fields {', '.join(map(repr, sorted(record)))}" if text is None else f"a {type(text).__name__}"
             message = f"{where}: found {what}, expected text in {field!r}"
             raise UserError(f"{message}; set the source's field or repair the line".replace("\n", " "))
-    return texts
+    return tuple(map(str, texts))
 
 
 def _parquet_rows(source: Parquet, file: str) -> Iterator[tuple[int, str | bytes]]:

@@ -82,8 +82,8 @@ class HFTokenizer:
     def _bytes(self):
         """id -> bytes, by the decoder that the file declares."""
         declared = json.loads(self._model.to_str())["decoder"]
-        decoder, is_wordpiece = json.dumps(declared), declared is not None and declared["type"] == "WordPiece"
-        prefix = declared["prefix"] if is_wordpiece else None
+        decoder, is_wordpiece = json.dumps(declared), bool(declared) and declared["type"] == "WordPiece"
+        prefix = declared["prefix"] if declared and is_wordpiece else None
         alphabet = _byte_level_alphabet()
 
         @functools.cache

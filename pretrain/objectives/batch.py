@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +28,15 @@ class Batch:
 
 def tokens_read(inputs: Inputs) -> jax.Array:
     """f32, tokens of all stacks that are no padding."""
-    here = inputs.tokens.size if inputs.segments is None else jnp.sum(inputs.segments > 0, dtype=jnp.float32)
-    return here + (0.0 if inputs.encoder is None else tokens_read(inputs.encoder))
+    there = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments > 0
+    here = jnp.sum(there, dtype=jnp.float32)
+    return here if inputs.encoder is None else here + tokens_read(inputs.encoder)
 
 
 def gathered(arrays: Mapping[str, jax.Array]) -> Batch:
     """Arrays by name as a batch: those of `Batch` and `Inputs`, the encoder's as encoder_tokens and so on."""
-    rest = dict(arrays)
-    asked = {name: rest.pop(name, None) for name in ("targets", "weights", "places", "labels")}
+    rest: dict[str, Any] = dict(arrays)
+    asked: dict[str, Any] = {name: rest.pop(name, None) for name in ("targets", "weights", "places", "labels")}
     encoder = {name: rest.pop(name) for name in list(rest) if name.startswith("encoder_")}
     source = Inputs(**{name.removeprefix("encoder_"): array for name, array in encoder.items()}) if encoder else None
     return Batch(inputs=Inputs(**rest, encoder=source), **asked)

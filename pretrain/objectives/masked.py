@@ -26,8 +26,10 @@ def masked_lm(config: MaskedLm) -> Objective:
     return loss
 
 
-def at(hidden_BTD: jax.Array, places_BK: jax.Array) -> jax.Array:
+def at(hidden_BTD: jax.Array, places_BK: jax.Array | None) -> jax.Array:
     """hidden_BKD: what stands at these places of each row, so that the head reads nothing else."""
+    if places_BK is None:
+        return hidden_BTD
     return jnp.take_along_axis(place.constrain(hidden_BTD, *READ), places_BK[..., None], axis=1)
 
 
@@ -36,8 +38,13 @@ def with_labels(loss: Loss, logits_BC: jax.Array, batch: Batch) -> Loss:
 
     Where all rows ask for as many tokens, the loss is the sum of the two means, as in BERT. Labels below 0 ask nothing.
     """
-    weights_B = jnp.sum(batch.weights, axis=1) * (batch.labels >= 0)
-    hot_BC = batch.labels[:, None] == jnp.arange(logits_BC.shape[1])
+    labels_B = batch.labels
+    if labels_B is None:
+        raise ValueError(
+            "found rows without labels, expected a class of each; use a transform that makes sentence pairs"
+        )
+    weights_B = jnp.sum(batch.weights, axis=1) * (labels_B >= 0)
+    hot_BC = labels_B[:, None] == jnp.arange(logits_BC.shape[1])
     label_B = jnp.sum(jnp.where(hot_BC, logits_BC, 0.0), axis=1)
     nll = jnp.sum(weights_B * (jax.nn.logsumexp(logits_BC, axis=1) - label_B))
     right = jnp.sum(weights_B * (label_B == jnp.max(logits_BC, axis=1)))

@@ -65,7 +65,8 @@ def sample(unembed: Any, hidden_BKD: jax.Array, key: jax.Array, chunk: int) -> j
 def put(inputs: Inputs, batch: Batch, values_BK: jax.Array) -> jax.Array:
     """The tokens with these values at the places that are asked for."""
     place_T1 = jnp.arange(inputs.tokens.shape[1])[:, None]
-    there_BTK = (batch.places[:, None] == place_T1) & (batch.weights > 0)[:, None]
+    places_BK = jnp.arange(batch.targets.shape[1])[None] if batch.places is None else batch.places
+    there_BTK = (places_BK[:, None] == place_T1) & (batch.weights > 0)[:, None]
     value_BT = jnp.sum(jnp.where(there_BTK, values_BK[:, None], 0), axis=-1)
     return jnp.where(jnp.any(there_BTK, axis=-1), value_BT, inputs.tokens)
 
