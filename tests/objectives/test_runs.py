@@ -4,13 +4,15 @@ import json
 import random
 from dataclasses import replace
 
+import jax
 import pytest
 from etils import epath
 
+from pretrain import job
 from pretrain.config import CheckpointConfig, EvalConfig, RunConfig
 from pretrain.data.config import JsonPairs
 from pretrain.evaluate.perplexity import evaluate
-from pretrain.job import train
+from pretrain.metrics.sinks import read_lines
 from pretrain.models import config as m
 from pretrain.objectives import config as c
 from pretrain.opened import open_run
@@ -18,9 +20,19 @@ from tests.objectives.zoo import JUDGE, both, encoder
 from tests.train import tiny
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """As on a machine with one: the devices of this process are counted once."""
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: device)
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    monkeypatch.setattr(job, "cache_compilations", lambda: None)
+
+
 def config(corpus, objective: c.Objective, model: m.TransformerConfig) -> RunConfig:
     return tiny.config(
         corpus,
+        simulate=None,
         objective=objective,
         model=replace(model, vocab_size=500),
         steps=24,
@@ -51,7 +63,7 @@ def test_a_run_learns_and_is_evaluated_as_it_was(name, corpus, tmp_path, capsys)
     run = config(corpus, objective, model)
     if name == "pairs":
         run = pairs(tmp_path, run)
-    facts = train(run, epath.Path(tmp_path / "run"))
+    facts = job.train(run, epath.Path(tmp_path / "run"))
     lines = tiny.lines(tmp_path / "run")
     steps = [line for line in lines if "grad_norm" in line]
     assert facts["status"] == "done"
@@ -61,6 +73,7 @@ def test_a_run_learns_and_is_evaluated_as_it_was(name, corpus, tmp_path, capsys)
     assert steps[-1]["tokens"] > sum(s["weight"] for s in steps)
     if name == "pairs":
         assert "pairs are longer than a row and left out" in capsys.readouterr().err
-        assert any("pairs are longer" in line.get("what", "") for line in lines)
+        events = read_lines(epath.Path(tmp_path / "run" / "events.jsonl"))
+        assert any("pairs are longer" in event.get("what", "") for event in events)
     again = evaluate(open_run(tmp_path / "run"))
     assert again["loss"] == pytest.approx(facts["validation"]["loss"], rel=1e-4)
