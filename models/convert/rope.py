@@ -125,9 +125,7 @@ def magnitude(factor: float, scale: float = 1.0) -> float:
 def _llama3(f: Fields, length: int) -> Llama3Scaling:
     low, high = f.positive("low_freq_factor"), f.positive("high_freq_factor")
     if low and high and low > high:
-        f.problems.append(
-            f"{f.where}: low_freq_factor is {low}, expected at most high_freq_factor={high}; correct one"
-        )
+        f.problems.append(f"{f.where}: low_freq_factor is {low}, expected at most high_freq_factor={high}; correct one")
     return Llama3Scaling(
         factor=f.positive("factor"),
         low_frequency_factor=low,
