@@ -189,8 +189,7 @@ def test_a_bad_tokenizer_is_named(name, tmp_path):
         ),
         (
             400,
-            "found tokenizer.vocab_size=400, expected at least N for this text; "
-            "raise it or lower character_coverage",
+            "found tokenizer.vocab_size=400, expected at least N for this text; raise it or lower character_coverage",
         ),
     ],
 )
@@ -306,8 +305,7 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         prepare(corpus, tmp_path / "out")
     assert str(error.value) == (
-        "found a tokenizer without eos, expected one for corpus.add_eos=True; "
-        "set it to False or use another tokenizer"
+        "found a tokenizer without eos, expected one for corpus.add_eos=True; set it to False or use another tokenizer"
     )
 
 
