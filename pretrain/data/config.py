@@ -144,7 +144,7 @@ class TrainSentencePiece:
                 f"vocab_size={self.vocab_size}: expected 400 or more (bytes, ASCII, specials)",
             ),
             (self.sample_bytes >= 10_000, f"sample_bytes={self.sample_bytes}: expected at least 10000"),
-            (0.5 <= coverage <= 1, f"character_coverage={coverage}: expected a share from 0.5 to 1; 0.9995 is usual"),
+            (0.98 <= coverage <= 1, f"character_coverage={coverage}: expected a share from 0.98 to 1; 0.9995 is usual"),
             (len({*tokens, ""}) == len(tokens) + 1, f"special_tokens={tokens}: expected distinct, non-empty strings"),
         )
 

@@ -72,7 +72,9 @@ def _flags(data: bytes) -> int:
     if not text:
         return 0
     first, last = text[0], text[-1]
-    flags = OPENS * (not _joins(first)) | CLOSES * (not _joins(last))
+    flags = OPENS * (not _joins(first)) | CLOSES * (
+        not _joins(last) and text != " "
+    )  # a lone space is of the next word
     flags |= SPACED * (first.isspace() or _ideograph(first)) | STOPS * bool(_STOP.search(text))
     return flags | BREAKS * bool(_BREAK.search(text))
 

@@ -47,6 +47,8 @@ def raw_tokens(length: int, denoisers: Sequence[Denoises], *, encoder: bool) -> 
     tokens = max(2, length // 2 - 4)
     while fits(tokens + 1):
         tokens += 1
+    if encoder and any(d.rate == 0.5 and lengths(tokens, d)[1] > length for d in denoisers):
+        tokens -= 1  # as T5's `random_spans_helper`: at this rate a target one longer than the input would be a pity
     return tokens
 
 

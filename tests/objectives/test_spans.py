@@ -36,6 +36,15 @@ def restored(inputs: list[int], targets: list[int]) -> list[int]:
     return out
 
 
+def test_lengths_are_those_of_t5s_code():
+    """`random_spans_helper` of its preprocessors, run by hand for each."""
+    published = {(512, 0.15, 3.0): (568, 114), (1024, 0.15, 3.0): (1137, 229), (128, 0.5, 3.0): (190, 128)}
+    for (length, rate, mean), (tokens, targets) in published.items():
+        kinds = SpanCorruption(rate=rate, mean=mean).denoisers
+        assert lengths.raw_tokens(length, kinds, encoder=True) == tokens
+        assert lengths.target_length(length, kinds) == targets
+
+
 @pytest.mark.parametrize("length", [32, 128, 512])
 def test_an_encoders_row_is_full_and_the_decoders_has_the_length_that_t5_computes(length):
     rows = transform(SpanCorruption(), TOKENIZER, length, both())
