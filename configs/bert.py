@@ -38,9 +38,11 @@ def bert(
 ) -> TransformerConfig:
     """LayerNorm after each branch and after the embeddings, learned positions, types of tokens, GELU."""
     norm = NormConfig(kind="layer", eps=1e-12, bias=True)
-    shape = {"heads": heads, "kv_heads": heads, "head_dim": d_model // heads}
+    mixer = AttentionConfig(
+        heads=heads, kv_heads=heads, head_dim=d_model // heads, causal=False, bias=True, out_bias=True
+    )
     block = BlockConfig(
-        mixer=AttentionConfig(**shape, causal=False, bias=True, out_bias=True),
+        mixer=mixer,
         mlp=MlpConfig(d_ff=d_ff or 4 * d_model, activation="gelu", gated=False, bias=True),
         residual=norm,
         dropout=dropout,

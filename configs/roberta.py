@@ -8,7 +8,14 @@ of `RobertaModel` with a pooler that was never trained; without it and without t
 from dataclasses import replace
 
 from pretrain.configs.bert import bert
-from pretrain.models.config import InitConfig, LearnedPositions, NormConfig, TransformConfig, TransformerConfig
+from pretrain.models.config import (
+    HeadConfig,
+    InitConfig,
+    LearnedPositions,
+    NormConfig,
+    TransformConfig,
+    TransformerConfig,
+)
 
 OFFSET = 2
 """Padding has the index 1, and positions begin at the next row."""
@@ -31,7 +38,7 @@ def roberta(
     return replace(
         config,
         encoder=replace(config.stack, pattern=(block,), positions=positions, embed_norm=norm),
-        head=replace(config.head, transform=TransformConfig(norm=norm)),
+        head=HeadConfig(tied=True, bias=True, transform=TransformConfig(norm=norm)),
         tasks=(),
         init=InitConfig(kind="normal", std=0.02),
     )
