@@ -1,5 +1,5 @@
-"""A Mixtral of 3.6 million parameters, 1.3 of them active, on the standard library's sources: a hundred steps, two minutes
-of CPU time on Zen 3 cores, end at a validation loss of 4.76, of which 0.05 are the mixtures' own."""
+"""A Mixtral of 3.6 million parameters, 1.3 of them active, on the standard library's sources: a hundred steps, two
+minutes of CPU time on Zen 3 cores, end at a validation loss of 4.76, of which 0.05 are the mixtures' own."""
 
 from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, RunConfig
 from pretrain.configs.mixtral import mixtral
