@@ -163,6 +163,9 @@ def _check_mesh(config: RunConfig, devices: int) -> None:
     if config.rules == "fsdp_tp":
         tensor = shape["tensor"]
         sizes = {"vocab_size": config.model.vocab_size, "data.sequence_length": config.data.sequence_length}
+        names = ("the last stack's row", "the encoder's row")
+        rows = zip(names, config.objective.lengths(config.data.sequence_length, config.model))
+        sizes |= {name: n for name, n in rows if n not in (None, config.data.sequence_length)}
         for i, block in enumerate(config.model.stack.blocks):
             sizes.setdefault("kv_heads", getattr(block.mixer, "kv_heads", block.mixer.heads))
             mlp = block.mlp.expert if isinstance(block.mlp, MoeConfig) else block.mlp

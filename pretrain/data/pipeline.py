@@ -46,7 +46,7 @@ class Pipeline:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        return self.transform.plan(self.split)
+        return plan_of(self.split, self.transform)
 
     def samples(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         """Number in the run of each row of the global batch of `step`."""
@@ -129,9 +129,20 @@ def _start_worker(parent: int, number: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and the run still asks for batches
 
 
+def plan_of(split: Split, transform: Transform) -> Plan:
+    """Raises UserError where it has no row."""
+    plan = transform.plan(split)
+    if not plan.rows:
+        found = "; ".join(("found no text that makes a row", *plan.notes))
+        raise UserError(
+            f"{split.folder}, {split.name} split: {found}; raise data.sequence_length or prepare other text"
+        )
+    return plan
+
+
 def validation_batches(split: Split, transform: Transform, batch: int, limit: int | None = None) -> Iterator[Batch]:
     """Each row of the plan once, in order, always the same, at most `limit` batches; padding fills the last."""
-    plan = transform.plan(split)
+    plan = plan_of(split, transform)
     for begin in itertools.islice(range(0, plan.rows, batch), limit):
         numbers = np.arange(begin, min(begin + batch, plan.rows))
         rows = transform(read(split, plan, transform.room, numbers, row_keys(0, numbers, "validation")))

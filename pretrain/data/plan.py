@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from pretrain.data.draws import Draws
+from pretrain.errors import UserError
 
 Runs = list[tuple[int, int]]
 """(position in the stream, tokens), in the order of the row."""
@@ -58,7 +59,12 @@ class Chunks:
     notes = ()
 
     def __init__(self, documents: np.ndarray, length: int, *, paired: bool = False):
-        """`documents`: tokens of each, in the order of the stream."""
+        """`documents`: tokens of each, in the order of the stream. Raises UserError where one has no other."""
+        if paired and len(documents) < 2:
+            raise UserError(
+                f"found {len(documents)} documents, expected 2 for rows with text of another; prepare more text, or "
+                "set objective.sentences.kind=order"
+            )
         self.length, self.paired = length, paired
         self._ends = np.cumsum(np.append(0, documents))
         self._rows = np.cumsum(np.append(0, -(-documents // length)))  # entry i: first row of document i

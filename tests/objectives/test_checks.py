@@ -9,6 +9,7 @@ from pretrain.data.config import JsonPairs, TokenizerFile
 from pretrain.errors import UserError
 from pretrain.models import config as m
 from pretrain.objectives import config as c
+from pretrain.sharding.mesh import MeshConfig
 from tests.objectives.zoo import AHEAD, CASES, GENERATOR, JUDGE, REPLACED, both, decoder, encoder
 from tests.train import tiny
 
@@ -188,3 +189,13 @@ def test_a_finished_tokenizer_stays_as_it_is():
 
 def test_a_generator_is_read_by_no_other_objective_than_its_own():
     assert run(c.ReplacedToken(), encoder(head=None, tasks=(REPLACED,), generator=GENERATOR)).check() is None
+
+
+def test_a_mesh_divides_the_rows_of_both_stacks():
+    config = run(c.SequencePairs(target_length=30), both(), rules="fsdp_tp", mesh=MeshConfig(fsdp=1, tensor=4))
+    with pytest.raises(UserError) as error:
+        config.check(4)
+    assert (
+        "mesh.tensor=4 does not divide the last stack's row=30; choose 1 or 2 or 3 or 5 or 6 or 10"
+        in error.value.problems
+    )

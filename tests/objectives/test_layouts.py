@@ -14,6 +14,7 @@ from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
 from pretrain.sharding.mesh import MeshConfig
 from pretrain.sharding.rules import PRESETS
+from pretrain.step import gradients
 from tests.objectives.zoo import CASES
 
 MESHES = {"dp": MeshConfig(data=8, fsdp=1), "fsdp": MeshConfig(fsdp=8), "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2)}
@@ -27,10 +28,10 @@ def test_every_objective_traces_under_every_layout(name, rules):
 
     def array(shape, dtype):
         spec = place.spec("batch", *[None] * len(shape))
-        return jax.ShapeDtypeStruct((8, *shape), dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+        return jax.ShapeDtypeStruct((16, *shape), dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
     def grad(model, batch):
-        return jax.grad(lambda m: objective(m, batch, jax.random.key(0)).total)(model)
+        return gradients(objective, model, batch, jax.random.key(0), 2)[0]
 
     with place.use(mesh, PRESETS[rules]()):
         batch = gathered({name: array(*stated) for name, stated in shapes(case.transform()).items()})

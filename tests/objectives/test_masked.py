@@ -5,6 +5,7 @@ import pytest
 
 from pretrain.data.pipeline import Pipeline
 from pretrain.data.vocabulary import Vocabulary
+from pretrain.errors import UserError
 from pretrain.objectives.config import MaskedLm, Masking, Sentences
 from pretrain.objectives.transforms import transform
 from tests.data.stored import write_split
@@ -163,3 +164,10 @@ def test_rows_of_sentences_are_parts_of_one_document_and_all_text(tmp_path):
 
 def test_random_replacements_cover_the_ids_of_text():
     assert set(VOCABULARY.ordinary.tolist()) == {0, *range(TOKENIZER.first, V)}
+
+
+def test_one_document_has_no_partner(tmp_path):
+    split = write_split(tmp_path, [documents(1)], 64)
+    with pytest.raises(UserError, match="found 1 documents, expected 2 for rows with text of another"):
+        CASES["next sentence"].transform().plan(split)
+    assert CASES["sentence order"].transform().plan(split).rows > 0

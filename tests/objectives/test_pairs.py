@@ -165,3 +165,14 @@ def test_a_line_that_is_no_pair_is_named(line, expected, tmp_path):
     with pytest.raises(UserError) as error:
         prepare(CorpusConfig(source=source), tmp_path / "c")
     assert str(error.value) == f"{tmp_path}/a.jsonl line 2: {expected}"
+
+
+def test_a_split_without_a_pair_that_fits_is_refused(opened):
+    transform = rows(opened, both(), 2)
+    with pytest.raises(UserError) as error:
+        Pipeline(opened[0], transform, batch=4).rows(0)
+    n = opened[0].documents // 2
+    assert str(error.value) == (
+        f"{opened[0].folder}, train split: found no text that makes a row; {n} of {n} pairs are longer than a row and "
+        "left out; raise data.sequence_length or prepare other text"
+    )
