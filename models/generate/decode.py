@@ -1,6 +1,6 @@
 """Tokens after a prompt: one forward pass over the prompts, then a loop that never leaves the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Required, TypedDict, Unpack
@@ -62,6 +62,8 @@ class Options(TypedDict, total=False):
     stop_tokens: Sequence[int]
     stop_sequences: Texts
     """Several tokens in a row that stop as one stop token does."""
+    done: Callable[[list[int]], bool] | None
+    """Whether a row's new tokens are enough, asked every few tokens: what looks at text ends a row so."""
     prefix: bool
     """The tokens of a prompt see each other, as in the training of a prefix language model."""
     cache_dtype: jnp.dtype | None
@@ -105,6 +107,7 @@ def _chunks(
     key: jax.Array,
     stop_tokens: Sequence[int] = (),
     stop_sequences: Texts = (),
+    done: Callable[[list[int]], bool] | None = None,
     prefix: bool = False,
     cache_dtype: jnp.dtype | None = None,
     cache_length: int | None = None,
@@ -118,16 +121,22 @@ def _chunks(
     stops = Stops.of(stop_tokens, stop_sequences)
     model = prepared(model)
     state = _prefill(model, inputs, key, stops, sampling=sampling, length=length, dtype=cache_dtype or model.dtype)
-    yield np.asarray(state.tokens_B)[:, None], np.asarray(state.logprobs_B)[:, None]
-    made = 1
+    tokens_BN = np.asarray(state.tokens_B)[:, None]
+    yield tokens_BN, np.asarray(state.logprobs_B)[:, None]
+    rows, made = tokens_BN.tolist(), 1
     while made < max_tokens and not np.all(state.stopped_B):
         filled = T + made - 1
         if filled == length:
             length = 2 * length
             state = _longer(state, length)
-        n = min(chunk, max_tokens - made, length - filled)
+        n = min(chunk if done is None else STREAM, max_tokens - made, length - filled)
+        if done is not None:
+            state = replace(state, stopped_B=state.stopped_B | jnp.asarray([done(row) for row in rows]))
         state, tokens_BS, logprobs_BS = _advance(model, state, key, stops, n, sampling=sampling)
-        yield np.asarray(tokens_BS[:, :n]), np.asarray(logprobs_BS[:, :n])
+        tokens_BN = np.asarray(tokens_BS[:, :n])
+        yield tokens_BN, np.asarray(logprobs_BS[:, :n])
+        for row, new in zip(rows, tokens_BN.tolist()):
+            row += (t for t in new if t >= 0)
         made += n
 
 

@@ -17,7 +17,7 @@ VERBS = {
     "tokenizer": "train a tokenizer, or show what one does with a text",
     "train": "run or resume: the same command again continues",
     "evaluate": "loss, perplexity and bits per byte of a run",
-    "generate": "continue a prompt",
+    "generate": "continue a prompt, answer a source, fill masks",
     "chat": "continue a text in the terminal, line by line",
     "export": "write a run in the Hugging Face layout",
     "import": "check a Hugging Face folder and keep its model, to generate or start a run from",

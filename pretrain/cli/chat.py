@@ -1,46 +1,46 @@
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pretrain.cli import arguments, runs
-from pretrain.cli.generate import prompt_ids, sampling_of, stop_tokens, tokenizer_of
+from pretrain.cli.choice import Choice, end
+from pretrain.errors import UserError
 
 HELP = "The model continues the text. /reset forgets it, /quit ends."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
+class Chat(Choice):
     """Continue a text in the terminal, line by line, the text so far as context. /reset forgets it, /quit ends.
 
     examples:
       pretrain chat smoke
+      pretrain chat smoke --stop "class " --repetition-penalty 1.2
       echo "def main(" | pretrain chat smoke --temperature 0 --max-tokens 20
     """
 
     run: arguments.Run
     max_tokens: int = 64
     """At most, for each line; an end-of-text token ends it sooner."""
-    temperature: float = 0.8
-    """0 takes the most probable token."""
-    top_k: int | None = None
-    """Only the k most probable tokens."""
     top_p: float | None = 0.95
     """Only the fewest tokens that are together this probable."""
-    min_p: float | None = None
-    """Only tokens at least this times as probable as the most probable one."""
-    seed: int = 0
     step: int | None = None
     """Of the checkpoint. Default: the latest."""
 
     def __call__(self) -> None:
-        sampling = sampling_of(self)
+        sampling = self.sampling()
         run = runs.find(self.run)
         import jax
 
         from pretrain.models.generate.decode import stream
         from pretrain.opened import open_run
+        from pretrain.texts import Reader
 
         opened = open_run(run, step=self.step)
+        reader = Reader.of(opened)
+        if reader.reads or opened.model.config.decoder is None:
+            raise UserError(f"{self.run}: found no model that continues a text, chat needs one; use pretrain generate")
+        decode, eos = reader.tokenizer.decode, reader.tokenizer.eos
         key = jax.random.key(self.seed)
         text = ""
         if sys.stdin.isatty():
@@ -52,16 +52,17 @@ class Chat:
                 text = ""
                 continue
             text += line
-            ids = context(prompt_ids(opened, text), opened.model.config, self.max_tokens)
             tokens = stream(
                 opened.model,
-                ids,
+                context(reader.prompt(text), opened.model.config, self.max_tokens),
                 max_tokens=self.max_tokens,
                 sampling=sampling,
                 key=jax.random.fold_in(key, turn),
-                stop_tokens=stop_tokens(opened),
+                stop_tokens=() if eos is None else (eos,),
+                done=(lambda new: end(decode(new), self.stop) is not None) if self.stop else None,
+                prefix=reader.prefix,
             )
-            text += typed(tokens, tokenizer_of(opened)) + "\n"
+            text += typed(tokens, reader.tokenizer, self.stop) + "\n"
 
 
 def lines() -> Iterator[str]:
@@ -82,18 +83,27 @@ def context(ids: list[int], config, max_tokens: int) -> list[int]:
     return ids if room is None else ids[-max(1, room - max_tokens) :]
 
 
-def typed(tokens: Iterator[int], tokenizer) -> str:
-    """Prints text as its tokens come, never half a character; returns all of it."""
-    ids, shown = [], ""
+def typed(tokens: Iterator[int], tokenizer, stops: Sequence[str] = ()) -> str:
+    """Prints text as its tokens come, never half a character nor a part of a stop; returns all of it."""
+    ids, shown, text = [], "", ""
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
-        if not text.endswith("�"):
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-    text = tokenizer.decode(ids)
+        place = end(text, stops)
+        if place is not None:
+            text = text[:place]
+            break
+        sure = text[: len(text) - begun(text, stops)]
+        if not sure.endswith("\ufffd"):
+            print(sure[len(shown) :], end="", flush=True)
+            shown = sure
     print(text[len(shown) :], flush=True)
     return text
+
+
+def begun(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a stop."""
+    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 COMMAND = Chat
