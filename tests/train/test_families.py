@@ -18,8 +18,8 @@ from pretrain.metrics.sinks import read_lines
 from tests.train import tiny
 from tests.train.test_resume import assert_same, wait_for_step
 
-STATED = {"smoke_mixtral": 5.0, "smoke_deepseek": 5.0}
-"""The validation loss that the preset's docstring states, rounded up."""
+STATED = {"smoke_mixtral": 4.9, "smoke_deepseek": 5.9}
+"""The validation loss that the preset's docstring states, and 0.1 for other machines."""
 
 
 def preset(name: str):
