@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import lcm
+from typing import Any
 
 from pretrain.models.config import (
     AttentionConfig,
@@ -76,7 +77,8 @@ def llama4(
     )
 
 
-SIZES = {"d_model": 5120, "layers": 48, "heads": 40, "kv_heads": 8, "head_dim": 128, "d_ff": 8192, "d_ff_dense": 16384}
+HEADS = {"heads": 40, "kv_heads": 8, "head_dim": 128}
+SIZES: dict[str, Any] = {"d_model": 5120, "layers": 48, **HEADS, "d_ff": 8192, "d_ff_dense": 16384}
 
 
 def scout() -> TransformerConfig:

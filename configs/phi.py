@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pretrain.configs.llama import llama
-from pretrain.models.config import LongRopeScaling, TransformerConfig
+from pretrain.models.config import LongRopeScaling, Rope, TransformerConfig
 
 LONG_MINI = (
     *(1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649, 2.446418898),
@@ -19,6 +19,7 @@ def phi3(*, window: int | None = None, fraction: float = 1.0, **sizes) -> Transf
     """`fraction`: share of each head that turns."""
     config = llama(**sizes)
     (block,) = config.stack.pattern
+    assert isinstance(block.mixer.position, Rope)
     mixer = replace(block.mixer, window=window, position=replace(block.mixer.position, fraction=fraction))
     return replace(config, decoder=replace(config.stack, pattern=(replace(block, mixer=mixer),)))
 

@@ -54,6 +54,7 @@ def test_ten_steps_lower_the_loss_and_repeat_from_a_checkpoint(name, train, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", STATED)
 def test_a_preset_that_is_killed_on_the_way_reaches_its_stated_loss_bit_for_bit(name, tmp_path):
     def start(run: Path) -> subprocess.Popen:
