@@ -11,11 +11,13 @@ import pytest
 from flax import nnx
 
 from pretrain.data.pipeline import Pipeline
+from pretrain.models import config as m
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch, gathered
 from pretrain.objectives.build import build
 from pretrain.objectives.replaced import generate, sample
-from tests.objectives.zoo import CASES, Case
+from pretrain.objectives.transforms import transform
+from tests.objectives.zoo import CASES, TOKENIZER, Case, decoder, raw
 
 fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -151,3 +153,23 @@ def test_the_judgement_does_not_reach_the_generator(opened):
     for a, b in zip(jax.tree.leaves(one.generator), jax.tree.leaves(other.generator)):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     assert any(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(one.encoder), jax.tree.leaves(other.encoder)))
+
+
+def test_losses_of_the_layers_join_and_are_reported():
+    router = m.RouterConfig(top_k=1, balance_loss=0.3, z_loss=0.2, balance_rate=0.1)
+    experts = m.MoeConfig(experts=4, router=router, expert=m.MlpConfig(d_ff=8))
+    block = replace(decoder().decoder.pattern[0], mlp=experts)
+    config = replace(decoder(), decoder=replace(decoder().decoder, pattern=(block,)))
+    model = fast(lambda: Transformer(config, rngs=nnx.Rngs(0)))()
+    rows = transform(CASES["next"].objective, TOKENIZER, 16, config)
+    batch = gathered({name: jnp.asarray(a) for name, a in rows(raw(16, 2)).items()})
+    loss, plain = fast(build(CASES["next"].objective))(model, batch, None), said(model, batch)
+    own = fast(lambda: model(batch.inputs).losses)()
+    shown = {name for name in own if not name.startswith("_")}
+    expected = nll(plain["logits"], np.asarray(batch.targets), np.asarray(batch.weights), 1e-3)
+    assert len(shown) == 2
+    assert len(own) > 2
+    assert float(loss.total) == pytest.approx(expected + float(loss.weight * sum(own.values())), rel=1e-5)
+    assert shown == set(loss.metrics) - {"nll", "z_loss", "correct"}
+    for name in shown:
+        assert float(loss.metrics[name]) == pytest.approx(float(own[name] * loss.weight), rel=1e-5)

@@ -176,3 +176,14 @@ def test_a_split_without_a_pair_that_fits_is_refused(opened):
         f"{opened[0].folder}, train split: found no text that makes a row; {n} of {n} pairs are longer than a row and "
         "left out; raise data.sequence_length or prepare other text"
     )
+
+
+def test_the_texts_of_a_row_lead_back_to_their_lines(opened):
+    train, _, tokenizer = opened
+    pipeline = Pipeline(train, rows(opened, both(), 60), batch=4)
+    for row in range(4):
+        raw, pieces = pipeline.raw(3, slice(row, row + 1)), pipeline.sources(3, row)
+        assert sum(p.length for p in pieces) == raw.lengths[0]
+        for number, piece in enumerate(pieces):
+            text = tokenizer.decode(raw.tokens[0, piece.start : piece.start + piece.length - 1].tolist())
+            assert text == SENTENCES[piece.row][number % 2]
