@@ -1,5 +1,5 @@
 """A DeepSeek-V3 of 3.6 million parameters on the standard library's sources: a hundred steps, two and a half minutes of
-CPU time on Zen 3 cores, end at a validation loss of 5.76: 4.44 of the next token, 0.3 times as much of the one after."""
+CPU time on Zen 3 cores, end at a validation loss of 5.76: 4.44, and 0.3 times as much for the token after next."""
 
 from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, RunConfig
 from pretrain.configs.deepseek import deepseek, v3_router
