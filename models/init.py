@@ -10,6 +10,7 @@ from flax import nnx
 from pretrain.models.config import InitConfig, TransformerConfig
 from pretrain.sharding import place
 from pretrain.sharding.axes import Axis
+from pretrain.sharding.columns import Columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +101,14 @@ def weight(param, dtype: jnp.dtype) -> jax.Array:
         return param.weight(dtype)
     value = param[...]
     return place.gather(value, param.axes[-value.ndim :] if value.ndim else (), dtype)
+
+
+class Blocked(nnx.Module):
+    """A matrix that only `place.project` reads, stored for products with few rows on CPU."""
+
+    def __init__(self, w: jax.Array, contract: int):
+        self.columns = nnx.data(Columns.of(w, contract))
+
+    def weight(self, dtype: jnp.dtype) -> Columns:
+        assert self.columns.blocks_nIj.dtype == dtype
+        return self.columns

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pretrain.sharding.axes import Axis
+from pretrain.sharding.columns import Columns
 from pretrain.sharding.rules import AxisRules, Table, assign
 
 Axes = tuple[Axis | None, ...]
@@ -76,9 +77,12 @@ def gather(w: jax.Array, axes: Axes, dtype: jnp.dtype) -> jax.Array:
 
 
 def project(
-    x: jax.Array, w: jax.Array, *axes: Axis | None, contract: int = 1, dtype: jnp.dtype | None = None
+    x: jax.Array, w: jax.Array | Columns, *axes: Axis | None, contract: int = 1, dtype: jnp.dtype | None = None
 ) -> jax.Array:
     """`x[..., IN] @ w[IN, ...]` over the last/first `contract` dimensions; the result has the given logical axes."""
+    if isinstance(w, Columns):
+        y = w.product(x.reshape(-1, math.prod(w.shape[:contract])), dtype or x.dtype)
+        return y.reshape(*x.shape[: x.ndim - contract], *w.shape[contract:])
     if _trivial():
         return _project_flat(x, w, contract, dtype)
     left, right = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))

@@ -1,4 +1,4 @@
-"""A T5 of four million parameters fills in spans of the standard library's sources: a hundred steps, about a minute on
+"""A T5 of three million parameters fills in spans of the standard library's sources: a hundred steps, about a minute on
 two cores."""
 
 from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, RunConfig
@@ -10,7 +10,7 @@ from pretrain.optimizer.config import Cosine, Muon, OptimizerConfig
 
 def run() -> RunConfig:
     return RunConfig(
-        model=t5(vocab_size=2048, d_model=192, layers=4, heads=6, head_dim=32, d_ff=768),
+        model=t5(vocab_size=2048, d_model=192, layers=3, heads=6, head_dim=32, d_ff=768),
         data=DataConfig(
             corpus=CorpusConfig(
                 source=StandardLibrary(limit=150),

@@ -158,19 +158,22 @@ def _from_hf(values: Mapping[str, Any], version: str) -> TransformerConfig:
     f.choose("hidden_act", llama.SILU, "silu")
     interleaved = f.take("rope_interleave", bool, True) if version == V3 else True
     mixer, router = _mixer(f, s.heads, length, interleaved), _router(f, version)
-    shared, width = f.size("n_shared_experts", 2 if version == V2 else 1), f.size("moe_intermediate_size", 1407)
+    shared = f.size("n_shared_experts", 2 if version == V2 else 1)
+    width = f.size("moe_intermediate_size", 1407 if version == V2 else 2048)
     experts, ahead = f.size("n_routed_experts", 64 if version == V2 else 256), 0
-    first = min(f.take("first_k_dense_replace", int, 0 if version == V2 else 3), bounded(f, s.layers))
+    first = f.positive("first_k_dense_replace", 0 if version == V2 else 3, int, above=-1)
+    first = min(first or 0, bounded(f, s.layers))
     f.expect("moe_layer_freq", 1)
     if version == V3:
-        ahead = f.take("num_nextn_predict_layers", int, f.take("num_mtp_layers", int, 0))
+        ahead = f.positive("num_nextn_predict_layers", f.take("num_mtp_layers", int, 1), int, above=-1)
+        ahead = min(ahead or 0, bounded(f, ahead))
     f.finish()
     expert = MlpConfig(d_ff=width)
     sparse = MoeConfig(experts=experts, router=router, expert=expert, shared=MlpConfig(d_ff=shared * width))
     block = BlockConfig(mixer=mixer, mlp=sparse, pre=s.norm)
     plain = replace(block, mlp=MlpConfig(d_ff=s.d_ff))
     decoder = StackConfig(prefix=(plain,) * first, pattern=(block,), repeats=s.layers - first, final_norm=s.norm)
-    return s.model(decoder, ahead=AheadConfig(depth=ahead, block=block, norm=s.norm) if ahead > 0 else None)
+    return s.model(decoder, ahead=AheadConfig(depth=ahead, block=block, norm=s.norm) if ahead else None)
 
 
 def _refined(config: TransformerConfig, names) -> TransformerConfig:

@@ -97,7 +97,7 @@ def beam_search(
             f"sampling.temperature={sampling.temperature}: expected 0, a beam search draws nothing; set it to 0"
         )
     state = _search(
-        prepared(model),
+        prepared(model, rows=len(prompts) * search.beams),
         padded(prompts, sources, prefix=prompts if prefix else None),
         Stops.of(stop_tokens, stop_sequences),
         search=search,

@@ -16,10 +16,13 @@ from pretrain.models.generate.config import Sampling
 from pretrain.models.generate.history import History, Stops, controlled
 from pretrain.models.generate.prompts import Texts, bucket, check_options, check_prompts, padded
 from pretrain.models.generate.sample import logprobs, pick
-from pretrain.models.init import weight
-from pretrain.models.layers.attention import write
+from pretrain.models.init import Blocked, weight
+from pretrain.models.layers.attention import Attention, write
+from pretrain.models.layers.heads import Head
+from pretrain.models.layers.mlp import Mlp
 from pretrain.models.lora import merged
 from pretrain.models.transformer import Inputs, Transformer, unrolled
+from pretrain.sharding.columns import ROWS
 
 FIRST = 128
 """Slots of a cache at first; it doubles when full, so that a step reads few empty slots: at most half."""
@@ -119,7 +122,7 @@ def _chunks(
     T = inputs.tokens.shape[1]
     length = _cache_length(T, max_tokens, cache_length)
     stops = Stops.of(stop_tokens, stop_sequences)
-    model = prepared(model)
+    model = prepared(model, rows=len(prompts))
     state = _prefill(model, inputs, key, stops, sampling=sampling, length=length, dtype=cache_dtype or model.dtype)
     tokens_BN = np.asarray(state.tokens_B)[:, None]
     yield tokens_BN, np.asarray(state.logprobs_B)[:, None]
@@ -140,9 +143,12 @@ def _chunks(
         made += n
 
 
-@jax.jit
-def prepared(model: Transformer) -> Transformer:
-    """The same function with what every step would do to its weights done once: layers apart, cast, gathered, fused."""
+@partial(jax.jit, static_argnames=("rows",))
+def prepared(model: Transformer, *, rows: int) -> Transformer:
+    """The same function with what every step would do to its weights done once: layers apart, cast, gathered, fused.
+
+    `rows`: how many tokens a step multiplies with them.
+    """
     model = unrolled(merged(model))
     assert model.embed is not None
     tables = [model.embed.tokens, model.embed.types]
@@ -157,7 +163,20 @@ def prepared(model: Transformer) -> Transformer:
             block.mixer.fuse()
             if block.mlp is not None:
                 block.mlp.fuse()
+        if jax.default_backend() == "cpu" and 1 < rows <= ROWS and model.decoder is not None:
+            _block(model)
     return model
+
+
+def _block(model: Transformer) -> None:
+    assert model.embed is not None
+    for _, module in nnx.iter_graph((model.decoder, model.head)):
+        if isinstance(module, Attention | Mlp | Head):
+            for name, param in list(vars(module).items()):
+                if isinstance(param, nnx.Param) and param.inputs is not None:
+                    setattr(module, name, Blocked(param[...], param.inputs))
+    if model.head is not None and model.head.kernel is None:
+        model.head.kernel = nnx.data(Blocked(model.embed.tokens[...].T, 1))
 
 
 @partial(jax.jit, static_argnames=("sampling", "length", "dtype"))

@@ -89,8 +89,8 @@ def speculate(
     if not 1 <= drafts < 32:
         raise UserError(f"found drafts={drafts}, expected 1 to 31 tokens at a time; 4 is usual")
     state = _speculated(
-        prepared(model),
-        prepared(draft),
+        prepared(model, rows=len(prompts) * (drafts + 1)),
+        prepared(draft, rows=len(prompts)),
         padded(prompts, sources, prefix=prompts if prefix else None),
         key,
         Stops.of(stop_tokens, stop_sequences),

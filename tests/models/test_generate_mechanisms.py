@@ -72,7 +72,8 @@ def test_logits_with_a_cache_equal_those_without(name):
     model = drawn(CONFIGS[name], 0.2)
     inputs = padded(PROMPTS, sources_of(name))
     T, S = inputs.tokens.shape[1], 0 if inputs.encoder is None else inputs.encoder.tokens.shape[1]
-    ready, step = prepared(model), jax.jit(lambda m, i, c: (m.logits((out := m(i, cache=c)).hidden_BTD), out.cache))
+    ready = prepared(model, rows=len(PROMPTS))
+    step = jax.jit(lambda m, i, c: (m.logits((out := m(i, cache=c)).hidden_BTD), out.cache))
     first, cache = step(ready, inputs, empty_cache(ready.config, len(PROMPTS), T + 8, jnp.float32, S))
     got, rng, rows = [first[:, -1]], np.random.default_rng(0), [list(p) for p in PROMPTS]
     for i in range(8):

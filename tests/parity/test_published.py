@@ -26,6 +26,7 @@ from pretrain.configs import (
     qwen,
     smollm,
 )
+from pretrain.errors import UserError, check
 from pretrain.models import accounting, tree
 from pretrain.models.convert.fields import essence
 from pretrain.models.convert.folder import describe
@@ -114,6 +115,41 @@ def test_a_config_comes_back_as_it_went(name):
     again = family.from_hf(values)
     assert essence(again) == essence(config)
     assert replace(again, init=config.init).decoder == config.decoder
+
+
+FAMILIES = {family.architecture: family for family in (describe(make())[0] for make in PRESETS.values())}
+NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "ffn_dim")
+NEEDED += ("n_embd", "n_layer", "n_head", "num_experts_per_tok", "architectures")
+
+
+def published(architecture: str) -> dict:
+    """config.json with every default of `transformers`."""
+    family = FAMILIES[architecture]
+    config = type(transformers.AutoConfig.for_model(family.model_type))(architectures=[architecture])
+    return config.to_dict() | ({"num_experts_per_tok": 6} if architecture.startswith("Deepseek") else {})
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_the_defaults_are_those_of_transformers(architecture):
+    full, family = published(architecture), FAMILIES[architecture]
+    assert family.from_hf(full) == family.from_hf({name: full[name] for name in NEEDED if name in full})
+
+
+STRANGE = (-1, 0, 2**40, 1e300, float("nan"), "", "x", [], [1], ["sliding_attention"], {}, {"rope_type": "yarn"}, True)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_strange_values_are_refused_in_lines_or_read(architecture):
+    family, refused = FAMILIES[architecture], 0
+    full = describe(next(make() for make in PRESETS.values() if describe(make())[0] is family))[1]
+    for name in full:
+        for value in (*STRANGE, None):
+            try:
+                check(family.from_hf(full | {name: value}))
+            except UserError as error:
+                refused += 1
+                assert not any("\n" in problem for problem in error.problems)  # noqa: PT017
+    assert refused > 5 * len(full)
 
 
 def test_modules_for_further_tokens_come_back_too():

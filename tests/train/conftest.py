@@ -1,3 +1,5 @@
+import zlib
+
 import jax
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -26,7 +28,8 @@ def train(corpus, monkeypatch, tmp_path_factory):
 
     def run(folder, *, allow=(), **changes):
         config = tiny.config(corpus, **{"simulate": None, **changes})
-        config = tiny.replace(config, data=tiny.replace(config.data, path=str(home / "tiny_corpus")))
+        prepared = zlib.crc32(repr((config.data.corpus, config.objective)).encode())
+        config = tiny.replace(config, data=tiny.replace(config.data, path=str(home / f"corpus_{prepared}")))
         return job.train(config, folder, allow=allow)
 
     configure({**QUICK, "jax_compilation_cache_dir": str(home / "xla")})

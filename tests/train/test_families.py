@@ -14,11 +14,20 @@ import pytest
 from etils import epath
 
 from pretrain.checkpoint import manager
+from pretrain.data.config import TrainSentencePiece
 from pretrain.metrics.sinks import read_lines
+from pretrain.optimizer.config import Constant
 from tests.train import tiny
 from tests.train.test_resume import assert_same, wait_for_step
 
-STATED = {"smoke_mixtral": 4.9, "smoke_deepseek": 5.9}
+STATED = {
+    "smoke_bert": 6.3,
+    "smoke_t5": 5.3,
+    "smoke_bart": 5.3,
+    "smoke_original_transformer": 5.9,
+    "smoke_mixtral": 4.9,
+    "smoke_deepseek": 5.9,
+}
 """The validation loss that the preset's docstring states, and 0.1 for other machines."""
 
 
@@ -33,10 +42,14 @@ def evaluations(run: Path) -> list[dict]:
 @pytest.mark.parametrize("name", STATED)
 def test_ten_steps_lower_the_loss_and_repeat_from_a_checkpoint(name, train, tmp_path):
     config, run = preset(name), tmp_path / "run"
+    source = replace(config.data.corpus.source, limit=30)
+    tokenizer = TrainSentencePiece(vocab_size=600, sample_bytes=50_000)
+    corpus = replace(config.data.corpus, source=source, tokenizer=tokenizer)
     changes = {
-        "model": replace(config.model, vocab_size=400),
+        "model": replace(config.model, vocab_size=600),
+        "data": replace(config.data, corpus=corpus, sequence_length=64),
         "objective": config.objective,
-        "optimizer": config.optimizer,
+        "optimizer": replace(config.optimizer, schedule=Constant(warmup_steps=2)),
         "checkpoint": replace(config.checkpoint, every=4, keep_latest=3),
         "steps": 10,
     }
@@ -45,7 +58,7 @@ def test_ten_steps_lower_the_loss_and_repeat_from_a_checkpoint(name, train, tmp_
     assert set(first) == set(range(1, 11))
     assert sum(first[step]["loss"] for step in (8, 9, 10)) / 3 < first[1]["loss"] - 0.3
     evaluation = evaluations(run)[-1]
-    assert math.log(evaluation["perplexity"]) < evaluation["loss"], "perplexity is of the next token alone"
+    assert config.model.ahead is None or math.log(evaluation["perplexity"]) < evaluation["loss"] - 1, "of next tokens"
     for step in (8, 10):
         shutil.rmtree(run / "checkpoints" / str(step))
     assert manager.latest(epath.Path(run / "checkpoints")) == 4
