@@ -6,7 +6,7 @@ from typing import Literal
 from pretrain.data.config import DataConfig, TrainSentencePiece
 from pretrain.errors import check
 from pretrain.models.config import LearnedPositions, MoeConfig, TransformerConfig
-from pretrain.objectives.config import NextToken, Objective
+from pretrain.objectives.config import NextToken, Objective, SequencePairs
 from pretrain.optimizer.config import OptimizerConfig
 from pretrain.sharding.mesh import MeshConfig
 from pretrain.sharding.rules import AxisRules
@@ -56,12 +56,15 @@ class EvalConfig:
     prompts: tuple[str, ...] = ()
     """Continued at every evaluation, greedily, into samples/STEP.md."""
     sample_tokens: int = 64
+    translations: int = 0
+    """Pairs of the validation split whose sources are translated at every evaluation, greedily, for BLEU."""
 
     def checks(self) -> Checks:
         return (
             (self.every > 0, f"every={self.every}: expected a positive number of steps"),
             (self.batches > 0, f"batches={self.batches}: expected a positive number of batches"),
             (self.sample_tokens > 0, f"sample_tokens={self.sample_tokens}: expected a positive number of tokens"),
+            (self.translations >= 0, f"translations={self.translations}: expected 0 or more pairs"),
         )
 
 
@@ -115,6 +118,11 @@ class RunConfig:
                 f"data.corpus.tokenizer.vocab_size={vocab} does not fit model.vocab_size={self.model.vocab_size}; "
                 "make the model's at least as large",
             ),
+            (
+                not self.evals.translations or isinstance(self.objective, SequencePairs),
+                f"evals.translations={self.evals.translations}: found {type(self.objective).__name__}, only "
+                "SequencePairs translates; set it to 0",
+            ),
             *((holds, f"objective: {message}") for holds, message in self.objective.run_checks(self.model, self.data)),
             *((holds, f"optimizer.{message}") for holds, message in self.optimizer.step_checks(self.steps)),
         )
@@ -152,8 +160,13 @@ def _check_mesh(config: RunConfig, devices: int) -> None:
     from pretrain.errors import UserError
 
     shape = config.mesh.shape(devices)
-    rows, shards = config.batch.rows // config.batch.accumulate, shape["data"] * shape["fsdp"]
     problems = []
+    if config.evals.translations and devices > 1:
+        problems.append(
+            f"evals.translations={config.evals.translations} with {devices} devices: a model translates on one; "
+            "set it to 0, pretrain evaluate RUN --translations N does it afterwards"
+        )
+    rows, shards = config.batch.rows // config.batch.accumulate, shape["data"] * shape["fsdp"]
     if rows % shards:
         near = sorted({max(1, rows // shards) * shards, (rows // shards + 1) * shards})
         problems.append(

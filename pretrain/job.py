@@ -20,6 +20,7 @@ from pretrain.data.pipeline import Pipeline
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.windows import Split
 from pretrain.errors import UserError
+from pretrain.evaluate.bleu import Translator
 from pretrain.evaluate.perplexity import Evaluator
 from pretrain.feed import Feed
 from pretrain.metrics.progress import short_exponent
@@ -50,6 +51,7 @@ class Job:
     pipeline: Pipeline
     feed: Feed
     evaluator: Evaluator
+    translator: Translator | None
     checkpoints: Checkpoints
     recorder: Recorder
     flops_per_token: float
@@ -100,8 +102,7 @@ def train(
         optimizer = make_optimizer(config, dtype)
         checkpoints, state, progress = _state(config, run, optimizer, dtype, mesh)
         notes += _rates(old, config, progress.step)
-        # Tokens of both stacks count, each is read by one.
-        flops = accounting.flops_per_token(config.model, config.data.sequence_length) / (1 + both(config.model))
+        flops = _flops_per_token(config)
         if speaks:
             _write_facts(config, run, flops, preset)
         feed, objective = Feed(mesh, config.batch.rows), build_objective(config.objective)
@@ -115,6 +116,7 @@ def train(
             pipeline=Pipeline.from_config(train_split, rows, config.data, config.batch.rows),
             feed=feed,
             evaluator=Evaluator(config, objective, rows, validation, feed),
+            translator=Translator.of(config, tokenizer, validation),
             checkpoints=checkpoints,
             recorder=Recorder(run, tensorboard=config.log.tensorboard, active=speaks),
             flops_per_token=flops,
@@ -203,6 +205,11 @@ def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split, Split
             f"set model.vocab_size to at least {tokenizer.vocab_size}"
         )
     return train_split, validation, tokenizer
+
+
+def _flops_per_token(config: RunConfig) -> float:
+    """Tokens of both stacks count, each is read by one."""
+    return accounting.flops_per_token(config.model, config.data.sequence_length) / (1 + both(config.model))
 
 
 def _write_facts(config: RunConfig, run: epath.Path, flops: float, preset: str | None) -> None:

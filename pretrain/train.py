@@ -172,9 +172,12 @@ class Loop:
         self.settle()
         began = time.perf_counter()
         self.evaluation = self.job.evaluator(self.state.model)
+        if self.job.translator is not None:
+            self.evaluation |= self.job.translator(self.state.model)
         self.job.recorder.evaluation(at, self.evaluation)
         bits = f" bpb {self.evaluation['bits_per_byte']:.3f}" if "bits_per_byte" in self.evaluation else ""
-        self.display.note(f"step {at} validation loss {self.evaluation['loss']:.4f}{bits}")
+        bleu = f" BLEU {self.evaluation['bleu']:.2f}" if "bleu" in self.evaluation else ""
+        self.display.note(f"step {at} validation loss {self.evaluation['loss']:.4f}{bits}{bleu}")
         write_samples(self.job, self.state.model, at)
         self.clock.pause(time.perf_counter() - began)
 

@@ -14,7 +14,9 @@ from pretrain.data.pipeline import validation_batches
 from pretrain.data.rows import Transform
 from pretrain.data.windows import Split
 from pretrain.errors import UserError
+from pretrain.evaluate.bleu import Translator
 from pretrain.feed import Feed
+from pretrain.models.generate.config import BeamSearch
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Objective
 from pretrain.objectives.build import build
@@ -73,8 +75,17 @@ def bits_per_byte(objective: ObjectiveConfig, loss: float, bytes_per_token: floa
     return {"bits_per_byte": loss / math.log(2) / bytes_per_token} if isinstance(objective, NextToken) else {}
 
 
-def evaluate(opened: OpenRun, *, batches: Batches | None = None) -> dict[str, Any]:
-    """A run's newest loss on its own validation split, on this machine's first device. `batches`: as of `Evaluator`."""
+def evaluate(
+    opened: OpenRun,
+    *,
+    batches: Batches | None = None,
+    translations: int | None = None,
+    search: BeamSearch | None = None,
+) -> dict[str, Any]:
+    """A run's newest loss on its own validation split, on this machine's first device. `batches`: as of `Evaluator`.
+
+    `translations`: so many pairs are translated for BLEU, with beams where there is a search; None: as the run says.
+    """
     if opened.config is None:
         raise UserError(
             f"{opened.path}: a Hugging Face folder has no validation split; evaluate a run that starts from it"
@@ -87,4 +98,9 @@ def evaluate(opened: OpenRun, *, batches: Batches | None = None) -> dict[str, An
         rows = transform(config.objective, opened.tokenizer, config.data.sequence_length, config.model)
         evaluator = Evaluator(config, build(config.objective), rows, split, Feed(mesh, config.batch.rows))
         model = jax.device_put(opened.model, NamedSharding(mesh, jax.P()))
-        return {"step": opened.step, **evaluator(model, batches)}
+        facts = {"step": opened.step, **evaluator(model, batches)}
+        pairs = config.evals.translations if translations is None else translations
+        if pairs:
+            translator = Translator(config, opened.tokenizer, split, pairs)
+            facts |= {**translator(model, search), "bleu_signature": translator.signature}
+        return facts

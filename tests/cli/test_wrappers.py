@@ -14,6 +14,7 @@ import pytest
 from pretrain.cli import main
 from pretrain.cli.chat import context, typed
 from pretrain.models.config import LearnedPositions, StackConfig, TransformerConfig
+from pretrain.models.generate.config import BeamSearch
 from pretrain.sharding.processes import Processes
 from tests.cli.conftest import tiny
 
@@ -192,9 +193,9 @@ def test_evaluate_prints_what_was_measured(stand_in, opened, capsys):
     calls = stand_in("pretrain.evaluate.perplexity", evaluate={"loss": 2.0, "tokens": 64})
     assert main(["evaluate", "begun", "--batches", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"step": 7, "loss": 2.0, "tokens": 64}
-    assert calls[1][2] == {"batches": 3}
-    assert main(["evaluate", "begun", "--batches", "all"]) == 0
-    assert calls[3][2] == {"batches": "all"}
+    assert calls[1][2] == {"batches": 3, "translations": None, "search": None}
+    assert main(["evaluate", "begun", "--batches", "all", "--translations", "9", "--beams", "2"]) == 0
+    assert calls[3][2] == {"batches": "all", "translations": 9, "search": BeamSearch(beams=2)}
 
 
 def test_export_passes_the_opened_run_and_its_options(stand_in, opened, capsys):

@@ -65,7 +65,8 @@ def due(every: int) -> list[int]:
 def test_the_two_runs_differ_in_every_field():
     for name, config in ONE.items():
         for f in fields(config):
-            assert getattr(config, f.name) != getattr(OTHER[name], f.name), f"{name}.{f.name}"
+            if f.name != "translations":  # of pairs: see test_translations
+                assert getattr(config, f.name) != getattr(OTHER[name], f.name), f"{name}.{f.name}"
 
 
 def test_checkpoints_are_written_every_so_many_steps(ran):
