@@ -14,6 +14,11 @@ from pretrain.sharding import place
 HostBatch = dict[str, np.ndarray]
 
 
+def layout(mesh: Mesh, dimensions: int) -> NamedSharding:
+    """Of an array whose first dimension is the rows of the global batch."""
+    return NamedSharding(mesh, place.spec("batch", *[None] * (dimensions - 1)))
+
+
 class Feed:
     """Knows which rows of a global batch this process needs, and puts them where they belong."""
 
@@ -37,7 +42,7 @@ class Feed:
         return combine([row.tobytes() for row in everyone])
 
     def _sharding(self, dimensions: int) -> NamedSharding:
-        return NamedSharding(self.mesh, place.spec("batch", *[None] * (dimensions - 1)))
+        return layout(self.mesh, dimensions)
 
     def _put(self, array: np.ndarray) -> jax.Array:
         def part(index):

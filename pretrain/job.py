@@ -62,7 +62,7 @@ class Job:
 def compute_dtype(config: RunConfig) -> jnp.dtype:
     name = config.compute
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if place.platform() == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 
@@ -88,7 +88,7 @@ def train(
     config.check()
     run = epath.Path(run)
     old = _previous(run)
-    notes = runs.require_resumable(old, config, allow, run) if old else []
+    notes = runs.require_resumable(old, config, allow, run, manager.latest(run / "checkpoints") or 0) if old else []
     speaks = processes is None or processes.index == 0
     if old and (facts := _finished(config, run, speaks)):
         return facts
@@ -122,6 +122,7 @@ def train(
             flops_per_token=flops,
             started=started,
         )
+        job.pipeline.require(config.steps)
         job.recorder.event("resume" if progress.step else "start", step=progress.step)
         _tell(job, speaks, progress.step, notes)
         step = make_step(objective, optimizer, config.batch.accumulate)

@@ -20,17 +20,24 @@ from pretrain.sharding.rules import AxisRules, Table, assign
 Axes = tuple[Axis | None, ...]
 NOWHERE = AxisRules()
 _rules: ContextVar[AxisRules] = ContextVar("rules", default=NOWHERE)
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextmanager
 def use(mesh: jax.sharding.Mesh, rules: AxisRules) -> Iterator[None]:
     """Functions traced inside are laid out by these rules over this mesh."""
-    token = _rules.set(rules)
+    token, platform = _rules.set(rules), _platform.set(mesh.devices.flat[0].platform)
     try:
         with jax.set_mesh(mesh):
             yield
     finally:
         _rules.reset(token)
+        _platform.reset(platform)
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: that of the mesh in use, whose devices need not exist here, else that of this process."""
+    return _platform.get() or jax.default_backend()
 
 
 def _sizes() -> dict[str, int]:

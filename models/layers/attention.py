@@ -166,7 +166,7 @@ def mix(
     attend = place.local(
         attend, (query_axes, key_axes, key_axes, ROWS, ROWS, ROWS, bias_axes, sink_axes, ()), query_axes
     )
-    if start is not None and jax.default_backend() == "cpu":
+    if start is not None and place.platform() == "cpu":
         attend = _apart(attend)
     return attend(q_BTKGH, k, v, *seen, prefix_BT, bias_NKG, sinks_KG, start)
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from pretrain.sharding import place
+
 Implementation = Literal["auto", "reference", "blockwise"]
 
 
@@ -74,7 +76,7 @@ def attention(
 
     plain = bias_KGTS is None and sinks_KG is None and k_BSKH.shape == v_BSKV.shape
     if implementation == "auto":
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = place.platform() == "cpu"
         implementation = "blockwise" if on_cpu and plain and fits(mask) else "reference"
     if implementation == "blockwise":
         if not plain:
