@@ -1,13 +1,14 @@
 """A shuffle without memory: a permutation of [0, n) that is computed where it is asked for."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
 ROUNDS = 8  # four look uniform from 8 bits on; small n needs more
 
 
-def _round_keys(seed: int, epoch: int) -> np.ndarray:
+def _round_keys(seed: int | str, epoch: int) -> np.ndarray:
     digest = hashlib.blake2b(f"{seed}:{epoch}".encode(), digest_size=8 * 8).digest()
     return np.frombuffer(digest, "<u8")
 
@@ -31,18 +32,39 @@ def _scramble(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     return (high << low_bits) | low
 
 
-def permute(index: np.ndarray | int, n: int, *, seed: int, epoch: int) -> np.ndarray:
+def _unscramble(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
+    """The inverse of `_scramble`: its rounds from the last to the first."""
+    low_bits = np.uint64(bits // 2)
+    low_mask = np.uint64((1 << (bits // 2)) - 1)
+    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    low, high = x & low_mask, x >> low_bits
+    for i in range(ROUNDS - 2, -1, -2):
+        low = low ^ (mix(high ^ keys[i + 1]) & low_mask)
+        high = high ^ (mix(low ^ keys[i]) & high_mask)
+    return (high << low_bits) | low
+
+
+def permute(index: np.ndarray | int, n: int, *, seed: int | str, epoch: int) -> np.ndarray:
     """The places of `index` (values in [0, n)) in the permutation that (seed, epoch) keys; int64, exactly a bijection.
 
     The network permutes the next power of two; a value that falls outside [0, n) is sent through again until it falls
     inside ("cycle walking", Black and Rogaway 2002), which is fewer than two passes on average.
     """
+    return _walk(_scramble, index, n, seed, epoch)
+
+
+def unpermute(place: np.ndarray | int, n: int, *, seed: int | str, epoch: int) -> np.ndarray:
+    """The indices that `permute` sends to `place` (values in [0, n)); int64."""
+    return _walk(_unscramble, place, n, seed, epoch)
+
+
+def _walk(network: Callable, index: np.ndarray | int, n: int, seed: int | str, epoch: int) -> np.ndarray:
     bits = max(n - 1, 0).bit_length()
     keys = _round_keys(seed, epoch)
     x = np.array(index, np.uint64, ndmin=1)
     if x.size and int(x.max()) >= n:
         raise IndexError(f"index {int(x.max())} is outside [0, {n})")
-    out = _scramble(x, bits, keys)
+    out = network(x, bits, keys)
     while (outside := out >= n).any():
-        out[outside] = _scramble(out[outside], bits, keys)
+        out[outside] = network(out[outside], bits, keys)
     return out.astype(np.int64).reshape(np.shape(index))

@@ -1,5 +1,6 @@
 """Which runs of the token stream make the rows of an epoch: arithmetic, so that any row is found without the others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,10 @@ class Plan(Protocol):
 
     def runs(self, row: int) -> Runs: ...
 
+    def rows_of(self, position: int, length: int) -> np.ndarray:
+        """int64, ascending: the rows whose runs hold any of the `length` (> 0) tokens from `position` on."""
+        ...
+
     def partners(self, rows: np.ndarray, draws: Draws) -> np.ndarray | None:
         """Another row for each, drawn at random, to be read beside it; None: rows are read alone."""
         ...
@@ -46,8 +51,56 @@ class Windows:
         position = row * self.length
         return [(position, min(self.length, self.tokens - position))]
 
+    def rows_of(self, position: int, length: int) -> np.ndarray:
+        return np.arange(position // self.length, (position + length - 1) // self.length + 1)
+
     def partners(self, rows: np.ndarray, draws: Draws) -> None:
         return None
+
+
+class Joined:
+    """The plans of the parts of a stream, one behind the other: no row holds text of two parts."""
+
+    def __init__(self, plans: Sequence[Plan], tokens: Sequence[int]):
+        """`tokens`: of the stream of each part."""
+        self.plans = tuple(plans)
+        self.first = np.cumsum([0, *(plan.rows for plan in plans)])
+        """Row with which each part begins, and the number of rows."""
+        self._begins = np.cumsum([0, *tokens])
+
+    @property
+    def rows(self) -> int:
+        return int(self.first[-1])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(note for plan in self.plans for note in plan.notes))
+
+    def runs(self, row: int) -> Runs:
+        part = self._part(row)
+        begin = int(self._begins[part])
+        return [(begin + position, n) for position, n in self.plans[part].runs(row - int(self.first[part]))]
+
+    def rows_of(self, position: int, length: int) -> np.ndarray:
+        out, end = [], position + length
+        for plan, first, begin, stop in zip(self.plans, self.first, self._begins.tolist(), self._begins[1:].tolist()):
+            if max(position, begin) < min(end, stop):
+                here = max(position, begin)
+                out.append(first + plan.rows_of(here - begin, min(end, stop) - here))
+        return np.concatenate(out)
+
+    def partners(self, rows: np.ndarray, draws: Draws) -> np.ndarray | None:
+        out, parts = np.zeros(len(rows), np.int64), np.searchsorted(self.first, rows, "right") - 1
+        for part in np.unique(parts):
+            now = parts == part
+            found = self.plans[part].partners(rows[now] - self.first[part], draws[now])
+            if found is None:
+                return None
+            out[now] = found + self.first[part]
+        return out
+
+    def _part(self, row: int) -> int:
+        return int(np.searchsorted(self.first, row, "right")) - 1
 
 
 class Chunks:
@@ -77,6 +130,12 @@ class Chunks:
         document = int(np.searchsorted(self._rows, row, "right")) - 1
         begin = int(self._ends[document]) + (row - int(self._rows[document])) * self.length
         return [(begin, min(self.length, int(self._ends[document + 1]) - begin))]
+
+    def rows_of(self, position: int, length: int) -> np.ndarray:
+        tokens = np.array([position, position + length - 1])
+        documents = np.searchsorted(self._ends, tokens, "right") - 1
+        first, last = self._rows[documents] + (tokens - self._ends[documents]) // self.length
+        return np.arange(first, last + 1)
 
     def partners(self, rows: np.ndarray, draws: Draws) -> np.ndarray | None:
         if not self.paired:
@@ -129,6 +188,12 @@ class Pairs:
             else:
                 runs.append((begin, n))
         return runs
+
+    def rows_of(self, position: int, length: int) -> np.ndarray:
+        begins, ends = self._begins.reshape(-1), (self._begins + self._sizes).reshape(-1)
+        texts = slice(np.searchsorted(ends, position, "right"), np.searchsorted(begins, position + length))
+        held = np.arange(len(begins))[texts][self._sizes.reshape(-1)[texts] > 0]
+        return np.unique(np.searchsorted(self._rows, held // 2, "right") - 1)
 
     def partners(self, rows: np.ndarray, draws: Draws) -> None:
         return None

@@ -3,13 +3,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.permute import permute
+from pretrain.data.permute import permute, unpermute
 
 
 @settings(max_examples=80, deadline=None)
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
 def test_every_place_is_reached_exactly_once(n, seed, epoch):
     assert sorted(permute(np.arange(n), n, seed=seed, epoch=epoch)) == list(range(n))
+
+
+@settings(max_examples=80, deadline=None)
+@given(n=st.integers(1, 10**15), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000), data=st.data())
+def test_every_place_leads_back_to_its_index(n, seed, epoch, data):
+    index = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20)))
+    places = permute(index, n, seed=seed, epoch=epoch)
+    assert unpermute(places, n, seed=seed, epoch=epoch).tolist() == index.tolist()
+    assert permute(unpermute(index, n, seed=seed, epoch=epoch), n, seed=seed, epoch=epoch).tolist() == index.tolist()
 
 
 def test_a_part_of_the_permutation_is_the_same_as_the_whole():
