@@ -17,6 +17,7 @@ from pretrain.checkpoint.manager import Checkpoints, Progress
 from pretrain.config import RunConfig
 from pretrain.data.corpus import prepare_if_needed
 from pretrain.data.pipeline import Pipeline
+from pretrain.data.rows import Transform
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.windows import Split
 from pretrain.errors import UserError
@@ -102,9 +103,8 @@ def train(
         optimizer = make_optimizer(config, dtype)
         checkpoints, state, progress = _state(config, run, optimizer, dtype, mesh)
         notes += _rates(old, config, progress.step)
-        flops = _flops_per_token(config)
         if speaks:
-            _write_facts(config, run, flops, preset)
+            _write_facts(config, run, preset)
         feed, objective = Feed(mesh, config.batch.rows), build_objective(config.objective)
         rows = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
         job = Job(
@@ -113,16 +113,15 @@ def train(
             mesh=mesh,
             train=train_split,
             tokenizer=tokenizer,
-            pipeline=Pipeline.from_config(train_split, rows, config.data, config.batch.rows),
+            pipeline=_pipeline(config, train_split, rows),
             feed=feed,
             evaluator=Evaluator(config, objective, rows, validation, feed),
             translator=Translator.of(config, tokenizer, validation),
             checkpoints=checkpoints,
             recorder=Recorder(run, tensorboard=config.log.tensorboard, active=speaks),
-            flops_per_token=flops,
+            flops_per_token=_flops_per_token(config),
             started=started,
         )
-        job.pipeline.require(config.steps)
         job.recorder.event("resume" if progress.step else "start", step=progress.step)
         _tell(job, speaks, progress.step, notes)
         step = make_step(objective, optimizer, config.batch.accumulate)
@@ -208,12 +207,18 @@ def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split, Split
     return train_split, validation, tokenizer
 
 
+def _pipeline(config: RunConfig, split: Split, rows: Transform) -> Pipeline:
+    pipeline = Pipeline.from_config(split, rows, config.data, config.batch.rows)
+    pipeline.require(config.steps)
+    return pipeline
+
+
 def _flops_per_token(config: RunConfig) -> float:
     """Tokens of both stacks count, each is read by one."""
     return accounting.flops_per_token(config.model, config.data.sequence_length) / (1 + both(config.model))
 
 
-def _write_facts(config: RunConfig, run: epath.Path, flops: float, preset: str | None) -> None:
+def _write_facts(config: RunConfig, run: epath.Path, preset: str | None) -> None:
     device = jax.devices()[0]
     old = runs.read(run) or {}
     runs.write(
@@ -227,7 +232,7 @@ def _write_facts(config: RunConfig, run: epath.Path, flops: float, preset: str |
             "processes": jax.process_count(),
         },
         parameters=tree.size(tree.abstract(config.model)),
-        flops_per_token=flops,
+        flops_per_token=_flops_per_token(config),
         **({"created": old["created"]} if "created" in old else {}),
     )
 

@@ -13,6 +13,7 @@ from etils import epath
 
 from pretrain import __version__
 from pretrain.config import RunConfig
+from pretrain.data.mixture import continued
 from pretrain.errors import UserError
 from pretrain.serial import changes, decode, encode, shown
 
@@ -65,24 +66,42 @@ def write(run: epath.Path, config: RunConfig, **facts: Any) -> None:
     temporary.replace(run / "run.json")
 
 
-def require_resumable(old: RunConfig, new: RunConfig, allow: tuple[str, ...], run: epath.Path) -> list[str]:
-    """One line for each change, which is safe or allowed. Raises UserError with the changes that are neither."""
+def require_resumable(
+    old: RunConfig, new: RunConfig, allow: tuple[str, ...], run: epath.Path, step: int = 0
+) -> list[str]:
+    """One line for each change, which is safe or allowed. Raises UserError with the changes that are neither.
+
+    `step`: of the newest checkpoint.
+    """
     notes, problems = [], []
+    same_past = continued(old.data.mixture, new.data.mixture, step)
     for key, sides in changes(old, new, inside=False).items():
-        before, after = map(shown, sides)
-        if under(key, SAFE):
-            notes.append(f"{key}: {before} -> {after} (safe)")
+        before, now = map(shown, sides)
+        if under(key, ("data.mixture",)) and step:
+            if not same_past:
+                problems.append(_another_mixture(run, key, before, now, step))
+            else:
+                notes.append(f"{key}: {before} -> {now} (from step {step} on)")
+        elif under(key, SAFE):
+            notes.append(f"{key}: {before} -> {now} (safe)")
         elif under(key, REFUSED):
-            problems.append(f"{run} exists with a different {key} ({before}, now {after}); use another --run")
+            problems.append(f"{run} exists with a different {key} ({before}, now {now}); use another --run")
         elif under(key, allow):
-            notes.append(f"{key}: {before} -> {after} (allowed)")
+            notes.append(f"{key}: {before} -> {now} (allowed)")
         else:
             problems.append(
-                f"{run} exists with a different {key} ({before}, now {after}); --allow {key} continues with it"
+                f"{run} exists with a different {key} ({before}, now {now}); --allow {key} continues with it"
             )
     if problems:
         raise UserError(*problems)
     return notes
+
+
+def _another_mixture(run: epath.Path, key: str, before: str, now: str, step: int) -> str:
+    return (
+        f"{run} is at step {step} and drew with another {key} ({before}, now {now}); keep the phases before "
+        f"that step and add one from step {step} on"
+    )
 
 
 def under(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -37,13 +37,13 @@ class Train:
             )
         check(corpus, "data.corpus")
         folder = runs.must_be_new(self.to)
-        from pretrain.data.sources import list_files
+        from pretrain.data.sources import list_parts
         from pretrain.data.tokenizer import load_tokenizer
         from pretrain.data.tokenizer_sentencepiece import sample, train_sentencepiece
-        from pretrain.data.write import training_texts
+        from pretrain.data.write import divided, training_texts
 
-        files = [file for file, _ in list_files(corpus.source)]
-        chosen = sample(training_texts(corpus, files), wanted.sample_bytes)
+        files = list_parts(corpus.source)
+        chosen = sample(training_texts(corpus, divided(corpus, files)), wanted.sample_bytes)
         if not chosen:
             raise UserError(f"found no text for training in {len(files)} source files, expected some; name other files")
         partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")

@@ -6,6 +6,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pretrain.data.config_mixture import Mixture
+from pretrain.data.recipe.config import HERE, Executor, Step
+
 Checks = tuple[tuple[bool, str], ...]
 InvalidText = Literal["replace", "skip", "error"]
 """What becomes of a document that is not Unicode: U+FFFD in the bad places, a counted drop, or an error."""
@@ -92,6 +95,42 @@ class Parquet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetFolder:
+    """One document for each row's `column` of a Hugging Face dataset on disk: what `save_to_disk` wrote (`.arrow`), or
+    a copy of its repository (`.parquet`)."""
+
+    paths: tuple[str, ...]
+    column: str = "text"
+    split: str | None = None
+    """As train; None: all."""
+    invalid_text: InvalidText = "replace"
+    max_document_bytes: int = 2**28
+
+    def checks(self) -> Checks:
+        return (
+            *_reader_checks(self.paths, self.invalid_text, self.max_document_bytes),
+            (bool(self.column), "column='': expected the name of the column that holds the text"),
+            (self.split != "", "split='': expected the name of a split, or None for all"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warc:
+    """One document for each web page of an archive, its main text by trafilatura; of WET files each text as it is.
+
+    A folder means every `.warc`, `.wet`, and `.gz` and `.zst` of them, below it.
+    """
+
+    paths: tuple[str, ...]
+    invalid_text: InvalidText = "replace"
+    max_document_bytes: int = 2**24
+    """Of one page with its markup; a larger one is dropped, and counted."""
+
+    def checks(self) -> Checks:
+        return _reader_checks(self.paths, self.invalid_text, self.max_document_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StandardLibrary:
     """The sources of the running Python's standard library: real text on every machine."""
 
@@ -110,7 +149,41 @@ class StandardLibraryPairs(StandardLibrary):
 
 
 Pairs = JsonPairs | StandardLibraryPairs
-Source = TextFiles | JsonLines | Parquet | StandardLibrary | Pairs
+Single = TextFiles | JsonLines | Parquet | DatasetFolder | Warc | StandardLibrary | Pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    name: str
+    source: Single
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Several sources side by side, one tokenizer for all; `DataConfig.mixture` says how much of each a run reads."""
+
+    parts: tuple[Named, ...]
+
+    def checks(self) -> Checks:
+        names = [part.name for part in self.parts]
+        pairs = {isinstance(part.source, Pairs) for part in self.parts}
+        return (
+            (
+                len({*names, ""}) == len(names) + 1 > 1,
+                f"parts: found the names {names}, expected distinct ones, not empty",
+            ),
+            (len(pairs) < 2, "parts: found pairs beside single texts, expected one kind; prepare two corpora"),
+        )
+
+
+Source = Single | Sources
+
+
+def parts_of(source: Source) -> tuple[tuple[str, Single], ...]:
+    """(name, source) of each part; one without a name where it is not divided."""
+    if isinstance(source, Sources):
+        return tuple((part.name, part.source) for part in source.parts)
+    return (("", source),)
 
 
 ROLES = ("bos", "eos", "pad")
@@ -169,6 +242,8 @@ class CorpusConfig:
     """Everything that decides the bytes of a prepared folder."""
 
     source: Source
+    steps: tuple[Step, ...] = ()
+    """What cleans the documents before they are tokenized, in this order."""
     tokenizer: TokenizerConfig = TrainSentencePiece()
     add_bos: bool = False
     add_eos: bool = True
@@ -185,6 +260,10 @@ class CorpusConfig:
             (0 <= fraction < 1, f"validation_fraction={fraction}: expected at least 0 and less than 1; 0.01 is usual"),
             (8 <= R <= 2**24, f"record_tokens={R}: expected 8 to 16777216; 8192 is usual"),
             (self.unit_bytes > 0, f"unit_bytes={self.unit_bytes}: expected a positive number of bytes"),
+            (
+                not self.steps or not any(isinstance(source, Pairs) for _, source in parts_of(self.source)),
+                f"steps: found {len(self.steps)} for a source of pairs, expected none; clean the pairs beforehand",
+            ),
         )
 
 
@@ -195,6 +274,10 @@ class DataConfig:
     corpus: CorpusConfig
     path: str | None = None
     """The prepared folder; None: the one that the caller names (the run's own)."""
+    executor: Executor = HERE
+    """Where it is prepared. It decides no byte."""
+    mixture: Mixture | None = None
+    """How much of each part of `Sources` is read; None: all of every part once an epoch."""
     sequence_length: int = 1024
     shuffle: bool = True
     seed: int = 0
@@ -207,6 +290,11 @@ class DataConfig:
 
     def checks(self) -> Checks:
         return (
+            (
+                self.mixture is None or isinstance(self.corpus.source, Sources),
+                f"mixture: found {type(self.corpus.source).__name__}, expected Sources, whose parts it weighs; "
+                "set it to None",
+            ),
             (self.sequence_length > 0, f"sequence_length={self.sequence_length}: expected a positive number of tokens"),
             (self.seed >= 0, f"seed={self.seed}: expected 0 or more"),
             (self.workers >= 0, f"workers={self.workers}: expected 0 or more processes"),

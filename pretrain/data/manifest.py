@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Shard:
     tokens: int
     text_bytes: int
     files: dict[str, dict]  # name -> {"bytes", "sha256"}
+    part: str = ""  # of the corpus, where its source has named ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Manifest:
     record_tokens: int
     shards: dict[str, list[Shard]]  # by split, in order
     dropped: dict[str, int]  # documents left out, by reason
+    funnel: list[dict] = field(default_factory=list)  # what each step did: rows of `recipe.shards`
     version: int = VERSION
 
     def total(self, split: str, what: str) -> int:
@@ -75,7 +77,7 @@ def plain(config) -> Any:
     if dataclasses.is_dataclass(config):
         values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"type": type(config).__name__, **values}
-    return list(config) if isinstance(config, tuple) else config
+    return [plain(v) for v in config] if isinstance(config, tuple) else config
 
 
 def require_same_corpus(folder: Path, stored: dict, corpus: CorpusConfig) -> None:

@@ -1,7 +1,7 @@
 """Batches as a pure function of (seed, step), whoever computes them.
 
-Sample g = step * batch + row of the run is row permute(g mod n) of epoch g // n of the plan, with n rows in an epoch;
-what is drawn at random for it comes from (seed, g).
+Sample g = step * batch + row of the run is a row of the plan, see `order`: without a mixture row permute(g mod n) of
+epoch g // n, with n rows in an epoch. What is drawn at random for it comes from (seed, g).
 """
 
 import functools
@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pretrain.data.config import DataConfig
+from pretrain.data.config_mixture import Mixture
 from pretrain.data.draws import row_keys
-from pretrain.data.permute import permute
-from pretrain.data.plan import Plan
+from pretrain.data.mixture import Mixed, Part
+from pretrain.data.order import Epochs, Order
+from pretrain.data.plan import Joined, Plan
 from pretrain.data.processes import die_with_parent
 from pretrain.data.rows import Batch, Raw, Transform, read
 from pretrain.data.windows import Piece, Split
@@ -34,6 +36,7 @@ class Pipeline:
     batch: int  # rows of the global batch
     seed: int = 0
     shuffle: bool = True
+    mixture: Mixture | None = None
 
     def __post_init__(self):
         if not self.split.tokens:
@@ -42,11 +45,33 @@ class Pipeline:
 
     @classmethod
     def from_config(cls, split: Split, transform: Transform, data: DataConfig, batch: int) -> "Pipeline":
-        return cls(split, transform, batch, data.seed, data.shuffle)
+        return cls(split, transform, batch, data.seed, data.shuffle, data.mixture)
 
     @functools.cached_property
     def plan(self) -> Plan:
         return plan_of(self.split, self.transform)
+
+    @functools.cached_property
+    def order(self) -> Order:
+        if self.mixture is None:
+            return Epochs(self.plan.rows, self.seed, self.shuffle)
+        return Mixed(self.mixture, self.parts, batch=self.batch, seed=self.seed, shuffle=self.shuffle)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of the corpus, where each one's rows are in the plan."""
+        tokens = {name: sum(s.tokens for s in self.split.shards if s.part == name) for name in self.split.parts}
+        first = self.plan.first if isinstance(self.plan, Joined) else np.array([0, self.plan.rows])
+        return [Part(name, int(a), int(b - a), n) for (name, n), a, b in zip(tokens.items(), first, first[1:])]
+
+    def require(self, steps: int) -> None:
+        """Raises UserError where there are fewer."""
+        ends = self.order.ends
+        if ends is not None and ends < steps * self.batch:
+            raise UserError(
+                f"data.mixture: every part is used up after {ends // self.batch} steps, expected steps={steps}; "
+                "raise its caps, or lower steps"
+            )
 
     def samples(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         """Number in the run of each row of the global batch of `step`."""
@@ -54,13 +79,7 @@ class Pipeline:
 
     def windows(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         """Number in the plan of each row."""
-        n = self.plan.rows
-        epochs, places = np.divmod(self.samples(step, rows), n)
-        if self.shuffle:
-            for epoch in np.unique(epochs):
-                now = epochs == epoch
-                places[now] = permute(places[now], n, seed=self.seed, epoch=int(epoch))
-        return places
+        return self.order.rows(self.samples(step, rows))
 
     def raw(self, step: int, rows: slice = slice(None)) -> Raw:
         """Rows of the global batch of `step`, before the transform."""
@@ -131,7 +150,12 @@ def _start_worker(parent: int, number: int, workers: int) -> None:
 
 def plan_of(split: Split, transform: Transform) -> Plan:
     """Raises UserError where it has no row."""
-    plan = transform.plan(split)
+    names = split.parts
+    if len(names) > 1:
+        parts = [Split(split.folder, split.name, name) for name in names]
+        plan: Plan = Joined([transform.plan(part) for part in parts], [part.tokens for part in parts])
+    else:
+        plan = transform.plan(split)
     if not plan.rows:
         found = "; ".join(("found no text that makes a row", *plan.notes))
         raise UserError(
@@ -141,13 +165,22 @@ def plan_of(split: Split, transform: Transform) -> Plan:
 
 
 def validation_batches(split: Split, transform: Transform, batch: int, limit: int | None = None) -> Iterator[Batch]:
-    """Each row of the plan once, in order, always the same, at most `limit` batches; padding fills the last."""
+    """Each row of the plan once, always the same, at most `limit` batches; padding fills the last.
+
+    In order; the rows of parts are spread evenly over all.
+    """
     plan = plan_of(split, transform)
+    order = _spread(plan.first) if isinstance(plan, Joined) else np.arange(plan.rows)
     for begin in itertools.islice(range(0, plan.rows, batch), limit):
-        numbers = np.arange(begin, min(begin + batch, plan.rows))
+        numbers = order[begin : begin + batch]
         rows = transform(read(split, plan, transform.room, numbers, row_keys(0, numbers, "validation")))
         missing = batch - len(numbers)
         yield {name: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for name, a in rows.items()}
+
+
+def _spread(first: np.ndarray) -> np.ndarray:
+    """int64, all rows: row i of a part of n stands at (i + 1/2) / n."""
+    return np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in np.diff(first)]), kind="stable")
 
 
 def row_hashes(batch: Batch) -> list[bytes]:

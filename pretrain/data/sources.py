@@ -16,10 +16,12 @@ from pretrain.data.config import (
     JsonLines,
     JsonPairs,
     Parquet,
+    Single,
     Source,
     StandardLibrary,
     StandardLibraryPairs,
     TextFiles,
+    parts_of,
 )
 from pretrain.data.streams import damage, open_bytes
 from pretrain.errors import UserError
@@ -49,7 +51,7 @@ class Document:
         return b"\0".join(text.encode() for text in self.texts)
 
 
-def list_files(source: Source) -> list[tuple[str, int]]:
+def list_files(source: Single) -> list[tuple[str, int]]:
     """Every source file once, sorted by path, with its size in bytes."""
     if isinstance(source, StandardLibrary):
         return _standard_library(source)
@@ -61,6 +63,16 @@ def list_files(source: Source) -> list[tuple[str, int]]:
         for path in matches:
             found.setdefault(os.path.realpath(path), path)
     return sorted((path, os.path.getsize(path)) for path in found.values())
+
+
+def list_parts(source: Source) -> list[tuple[str, str, int]]:
+    """(part, file, bytes) of every part in order. Raises UserError for a file that is in two of them."""
+    out = [(name, file, size) for name, part in parts_of(source) for file, size in list_files(part)]
+    owners: dict[str, str] = {}
+    for name, file, _ in out:
+        if (owner := owners.setdefault(os.path.realpath(file), name)) != name:
+            raise UserError(f"{file}: found it in the parts {owner} and {name}, expected one; take it out of the other")
+    return out
 
 
 def _expand(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -96,7 +108,7 @@ def _standard_library(source: StandardLibrary) -> list[tuple[str, int]]:
     return [(path, os.path.getsize(path)) for path in files]
 
 
-def read_file(source: Source, file: str, dropped: Counter, start: int = 0) -> Iterator[Document]:
+def read_file(source: Single, file: str, dropped: Counter, start: int = 0) -> Iterator[Document]:
     """The file's documents from row `start` on; `dropped` counts, by reason, those that are left out."""
     policy = "skip" if isinstance(source, StandardLibrary) else source.invalid_text
     readers = {JsonLines: _json_rows, JsonPairs: _json_rows, Parquet: _parquet_rows, StandardLibraryPairs: _functions}
@@ -115,7 +127,7 @@ def read_file(source: Source, file: str, dropped: Counter, start: int = 0) -> It
             yield Document(texts[0], file, row, *texts[1:])
 
 
-def read_document(source: Source, file: str, row: int) -> Document:
+def read_document(source: Single, file: str, row: int) -> Document:
     """One document, found again by its place."""
     document = next(read_file(source, file, Counter(), row), None)
     if document is None or document.row != row:
@@ -123,7 +135,7 @@ def read_document(source: Source, file: str, row: int) -> Document:
     return document
 
 
-def read_files(source: Source, files: list[str], dropped: Counter) -> Iterator[Document]:
+def read_files(source: Single, files: list[str], dropped: Counter) -> Iterator[Document]:
     return itertools.chain.from_iterable(read_file(source, file, dropped) for file in files)
 
 

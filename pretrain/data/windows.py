@@ -6,6 +6,7 @@ The stream is all shards in order. Memory: a few numbers for each shard and some
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,15 @@ class Piece:
 class Split:
     """Opens without reading any token; raises UserError where a shard is missing or has another size."""
 
-    def __init__(self, folder: str | os.PathLike, name: str):
+    def __init__(self, folder: str | os.PathLike, name: str, part: str | None = None):
+        """`part`: only this one of a corpus of several."""
         self.folder, self.name = Path(folder), name
         manifest = read_manifest(self.folder)
         self.fingerprint, self.vocab_size = manifest.tokenizer, manifest.vocab_size
         self.record_tokens = manifest.record_tokens
-        self.shards = [s for s in manifest.shards[name] if s.tokens]
+        self.shards = [s for s in manifest.shards[name] if s.tokens and part in (None, s.part)]
         self.tokens, self.documents, self.text_bytes = (
-            manifest.total(name, what) for what in ("tokens", "documents", "text_bytes")
+            sum(getattr(s, what) for s in self.shards) for what in ("tokens", "documents", "text_bytes")
         )
         self._ends = np.cumsum([0] + [s.tokens for s in self.shards])  # entry i: where shard i begins
         self._readers: OrderedDict[str, Any] = OrderedDict()
@@ -62,6 +64,11 @@ class Split:
         """Text bytes of the whole split over its tokens (bos and eos counted): turns nats a token into bits a byte."""
         return self.text_bytes / self.tokens
 
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts of the corpus in the order of the stream; of one that is not divided the empty one."""
+        return list(dict.fromkeys(shard.part for shard in self.shards))
+
     def fill(self, position: int, tokens: np.ndarray, starts: np.ndarray) -> int:
         """Copies the window at `position`, returns how many of its T tokens exist.
 
@@ -78,6 +85,12 @@ class Split:
             starts[places.astype(np.int64) + (done - at)] = True
             done += n
         return done
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        """Every record in order, each with the position in the stream at which it begins."""
+        for begin, shard in zip(self._ends.tolist(), self.shards):
+            for position in range(begin, begin + shard.tokens, self.record_tokens):
+                yield position, self._record(position)[0]
 
     def pieces(self, position: int, length: int) -> list[Piece]:
         """The documents behind a window, in order, read from the records' own headers."""

@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.config import CorpusConfig, TokenizerFile
+from pretrain.data.config import CorpusConfig, Single, TokenizerFile, parts_of
 from pretrain.data.manifest import (
     SPLITS,
     Manifest,
@@ -34,12 +36,31 @@ from pretrain.data.manifest import (
     write_json,
 )
 from pretrain.data.processes import die_with_parent
+from pretrain.data.recipe import funnel
+from pretrain.data.recipe.clean import clean, evaluations
+from pretrain.data.recipe.config import HERE, Executor, Local
+from pretrain.data.recipe.shards import Funnel, read_shard, shard
 from pretrain.data.records import ShardWriter, publish, token_dtype
-from pretrain.data.sources import Document, list_files, read_files
+from pretrain.data.sources import Document, list_parts, read_files
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import UserError, check
 
 BATCH_CHARACTERS = 1 << 20  # text tokenized in one call
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What becomes one shard of each split."""
+
+    part: str
+    source: Single
+    files: list[str]
+    clean: Path | None = None  # the shard that the recipe made of the files
+
+    def documents(self, dropped: Counter) -> Iterator[Document]:
+        if self.clean is not None:
+            return read_shard(self.clean, self.files)
+        return read_files(self.source, self.files, dropped)
 
 
 @dataclass(frozen=True)
@@ -48,12 +69,18 @@ class Progress:
     units: int
     tokens: int
     documents: int
+    job: str = "tokenize"
 
 
 def prepare(
-    corpus: CorpusConfig, folder: Path, *, workers: int = 1, progress: Callable[[Progress], None] = lambda _: None
+    corpus: CorpusConfig,
+    folder: Path,
+    *,
+    workers: int = 1,
+    executor: Executor = HERE,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Manifest:
-    """Prepares what is missing; the same bytes for any number of workers and however often it was killed.
+    """Prepares what is missing; the same bytes for any executor and workers, and however often it was killed.
 
     Raises UserError, having written nothing, where `folder` belongs to another corpus.
     """
@@ -61,16 +88,23 @@ def prepare(
     folder = Path(folder)
     if (folder / "manifest.json").is_file():
         return _finished(corpus, folder)
-    files = list_files(corpus.source)
+    files = list_parts(corpus.source)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         units = _plan(corpus, folder, files)
         for stale in folder.glob("*.tmp-*"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        tokenizer = _tokenizer(corpus, folder, [file for file, _ in files])
+        cleaned = None
+        if corpus.steps:
+            done = lambda job, n, of: progress(Progress(n, of, 0, 0, job))  # noqa: E731
+            cleaned = clean(corpus.steps, units, folder / "clean", executor, workers, done)
+            units = [replace(unit, clean=shard(folder / "clean", n)) for n, unit in enumerate(units)]
+        tokenizer = _tokenizer(corpus, folder, units)
         _check_specials(corpus, tokenizer)
+        if not isinstance(executor, Local):
+            _write_elsewhere(corpus, folder, units, executor)
         _write_units(corpus, folder, units, workers, progress)
-        return _finish(corpus, folder, len(units), tokenizer)
+        return _finish(corpus, folder, len(units), tokenizer, cleaned)
 
 
 def _finished(corpus: CorpusConfig, folder: Path) -> Manifest:
@@ -99,22 +133,32 @@ def _locked(folder: Path):
         yield
 
 
-def _plan(corpus: CorpusConfig, folder: Path, files: list[tuple[str, int]]) -> list[list[str]]:
+def _plan(corpus: CorpusConfig, folder: Path, files: list[tuple[str, str, int]]) -> list["Unit"]:
     """The units, as at the first start: a changed source would mix two corpora."""
     path = folder / "plan.json"
     listed = [list(f) for f in files]
+    listed += [["evaluation", file, os.path.getsize(file)] for file in evaluations(corpus.steps)]
     if path.is_file():
         plan = read_json(path)
         require_same_corpus(folder, plan["corpus"], corpus)
         if plan["files"] != listed:
-            changed = next(new or old for old, new in _zip_longest(plan["files"], listed) if old != new)[0]
+            changed = next(new or old for old, new in _zip_longest(plan["files"], listed) if old != new)[1]
             message = f"found source files changed since {folder} was begun (first: {changed}), expected the same"
             raise UserError(f"{message}; restore them or prepare into another folder")
     elif any(folder.glob("*.array_record")):
         raise UserError(f"found token shards but no plan in {folder}, expected an empty folder; name another")
     else:
         write_json(path, {"corpus": plain(corpus), "files": listed})
-    return units_of(files, corpus.unit_bytes)
+    return divided(corpus, files)
+
+
+def divided(corpus: CorpusConfig, files: list[tuple[str, str, int]]) -> list[Unit]:
+    """The files of `list_parts` as units, each of one part."""
+    return [
+        Unit(name, source, names)
+        for name, source in parts_of(corpus.source)
+        for names in units_of([(file, size) for part, file, size in files if part == name], corpus.unit_bytes)
+    ]
 
 
 def _zip_longest(old: list, new: list):
@@ -140,7 +184,7 @@ def split_of(data: bytes, validation_fraction: float) -> str:
     return "validation" if rank < int(validation_fraction * 2**64) else "train"
 
 
-def _tokenizer(corpus: CorpusConfig, folder: Path, files: list[str]) -> Tokenizer:
+def _tokenizer(corpus: CorpusConfig, folder: Path, units: list[Unit]) -> Tokenizer:
     target = folder / "tokenizer"
     recipe = corpus.tokenizer
     given = load_tokenizer(recipe.path) if isinstance(recipe, TokenizerFile) else None
@@ -156,17 +200,17 @@ def _tokenizer(corpus: CorpusConfig, folder: Path, files: list[str]) -> Tokenize
     else:
         from pretrain.data.tokenizer_sentencepiece import sample, train_sentencepiece
 
-        chosen = sample(training_texts(corpus, files), recipe.sample_bytes)
+        chosen = sample(training_texts(corpus, units), recipe.sample_bytes)
         if not chosen:
-            raise _no_text(len(files))
+            raise _no_text(sum(len(unit.files) for unit in units))
         train_sentencepiece(chosen, recipe, temporary)
     publish(temporary, target)
     return load_tokenizer(target)
 
 
-def training_texts(corpus: CorpusConfig, files: list[str]) -> Iterator[str]:
+def training_texts(corpus: CorpusConfig, units: list[Unit]) -> Iterator[str]:
     """The texts of the train split."""
-    for document in read_files(corpus.source, files, Counter()):
+    for document in chain.from_iterable(unit.documents(Counter()) for unit in units):
         if split_of(document.identity, corpus.validation_fraction) == "train":
             yield from document.texts
 
@@ -188,9 +232,9 @@ def _write_units(corpus: CorpusConfig, folder: Path, units: list, workers: int, 
 
     def count(number: int) -> None:
         for split in SPLITS:
-            shard = read_json(_shard_json(folder, split, number))
-            state["tokens"] += shard["tokens"]
-            state["documents"] += shard["documents"]
+            facts = read_json(_shard_json(folder, split, number))
+            state["tokens"] += facts["tokens"]
+            state["documents"] += facts["documents"]
         state["done"] += 1
         progress(Progress(units=len(units), **state))
 
@@ -222,25 +266,48 @@ def _write_units(corpus: CorpusConfig, folder: Path, units: list, workers: int, 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _write_elsewhere(corpus: CorpusConfig, folder: Path, units: list[Unit], executor: Executor) -> None:
+    """The units by the tasks of a cluster."""
+    try:
+        from pretrain.data.recipe.documents import Call
+        from pretrain.data.recipe.execute import run_job
+        from pretrain.data.recipe.steps import Job
+    except ImportError as e:
+        message = f"found no package {e.name}, expected it for {type(executor).__name__}"
+        raise UserError(f"{message}; pip install 'pretrain[prepare]'") from None
+    folder = folder.absolute()
+    units = [replace(u, clean=u.clean and u.clean.absolute()) for u in units]
+    logs = folder / "tokenize.tmp-0"
+    job = Job("tokenize", len(units), [Call(partial(_write_numbered, corpus, folder, units))])
+    run_job(job, logs, executor, 1, lambda *_: None)
+    shutil.rmtree(logs)
+
+
+def _write_numbered(corpus: CorpusConfig, folder: Path, units: list[Unit], number: int) -> None:
+    if not all(_shard_json(folder, split, number).is_file() for split in SPLITS):
+        _write_unit_here(corpus, folder, number, units[number])
+
+
 _loaded: dict[Path, Tokenizer] = {}  # of this worker process
 
 
-def _write_unit_here(corpus: CorpusConfig, folder: Path, number: int, files: list[str]) -> None:
+def _write_unit_here(corpus: CorpusConfig, folder: Path, number: int, unit: Unit) -> None:
     if folder not in _loaded:
         _loaded[folder] = load_tokenizer(folder / "tokenizer")
-    write_unit(corpus, folder, number, files, _loaded[folder])
+    write_unit(corpus, folder, number, unit, _loaded[folder])
 
 
 def _shard_json(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:05d}.json"
 
 
-def write_unit(corpus: CorpusConfig, folder: Path, number: int, files: list[str], tokenizer: Tokenizer) -> None:
-    dtype, numbers, dropped = token_dtype(tokenizer.vocab_size), {file: i for i, file in enumerate(files)}, Counter()
+def write_unit(corpus: CorpusConfig, folder: Path, number: int, unit: Unit, tokenizer: Tokenizer) -> None:
+    dtype, dropped = token_dtype(tokenizer.vocab_size), Counter()
+    numbers = {file: i for i, file in enumerate(unit.files)}
     writers = {s: ShardWriter(folder, f"{s}-{number:05d}", corpus.record_tokens, dtype) for s in SPLITS}
     bos = [tokenizer.bos] if corpus.add_bos else []
     eos = [tokenizer.eos] if corpus.add_eos else []
-    for documents in _batches(read_files(corpus.source, files, dropped)):
+    for documents in _batches(unit.documents(dropped)):
         encoded = iter(tokenizer.encode_batch([text for d in documents for text in d.texts]))
         for document in documents:
             parts = [np.array(bos + next(encoded) + eos, np.int64) for _ in document.texts]
@@ -255,9 +322,10 @@ def write_unit(corpus: CorpusConfig, folder: Path, number: int, files: list[str]
                 writer.add(tokens, numbers[document.file], document.row, len(text.encode()))
     for split in reversed(SPLITS):  # train-N.json last: it also counts what the unit dropped
         w = writers[split]
-        shard = Shard(name=w.name, documents=w.documents, tokens=w.tokens, text_bytes=w.text_bytes, files=w.finish())
-        extra = {"sources": files, "dropped": dict(dropped) if split == "train" else {}}
-        write_json(_shard_json(folder, split, number), {**asdict(shard), **extra})
+        sizes = {"documents": w.documents, "tokens": w.tokens, "text_bytes": w.text_bytes}
+        stated = Shard(name=w.name, **sizes, files=w.finish(), part=unit.part)
+        extra = {"sources": unit.files, "dropped": dict(dropped) if split == "train" else {}}
+        write_json(_shard_json(folder, split, number), {**asdict(stated), **extra})
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -272,21 +340,26 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _finish(corpus: CorpusConfig, folder: Path, units: int, tokenizer: Tokenizer) -> Manifest:
+def _finish(
+    corpus: CorpusConfig, folder: Path, units: int, tokenizer: Tokenizer, cleaned: Funnel | None
+) -> Manifest:
     dropped, shards = Counter(), {split: [] for split in SPLITS}
     for number in range(units):
         for split in SPLITS:
-            shard = read_json(_shard_json(folder, split, number))
-            dropped.update(shard.pop("dropped"))
-            del shard["sources"]
-            shards[split].append(Shard(**shard))
+            facts = read_json(_shard_json(folder, split, number))
+            dropped.update(facts.pop("dropped"))
+            del facts["sources"]
+            shards[split].append(Shard(**facts))
+    stated = [s for split in SPLITS for s in shards[split]]
+    rows = funnel.whole(cleaned, dropped, sum(s.documents for s in stated), sum(s.text_bytes for s in stated))
     manifest = Manifest(
         corpus=plain(corpus),
         tokenizer=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         record_tokens=corpus.record_tokens,
         shards=shards,
-        dropped=dict(dropped),
+        dropped=funnel.reasons(rows),
+        funnel=rows,
     )
     if not manifest.total("train", "documents"):
         raise _no_text(sum(len(read_json(_shard_json(folder, "train", n))["sources"]) for n in range(units)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pretrain.data.config import DataConfig, Pairs
+from pretrain.data.config import DataConfig, Pairs, parts_of
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives import lengths
 from pretrain.objectives.config_parts import Checks, LossConfig, both, family, has_head, no_ahead, reads_and_writes
@@ -218,7 +218,7 @@ class SequencePairs:
         return (
             *reads_and_writes(model, "SequencePairs"),
             (
-                isinstance(corpus.source, Pairs),
+                all(isinstance(source, Pairs) for _, source in parts_of(corpus.source)),
                 f"SequencePairs reads pairs, data.corpus.source is {type(corpus.source).__name__}; set it to JsonPairs",
             ),
             (corpus.add_eos, "SequencePairs ends each text with eos; set data.corpus.add_eos=True"),

@@ -146,13 +146,14 @@ def test_a_token_beyond_the_vocabulary_is_refused(small, opened, tmp_path):
         def encode_batch(self, texts):
             return [[10] for _ in texts]
 
+    unit = writing.Unit("", small.source, [str(next(Path(small.source.paths[0]).glob("*")))])
     with pytest.raises(UserError, match="found token 10, expected ids below 10"):
-        writing.write_unit(small, tmp_path, 0, [str(next(Path(small.source.paths[0]).glob("*")))], Wrong())
+        writing.write_unit(small, tmp_path, 0, unit, Wrong())
 
 
 def test_preparing_again_only_opens(data, opened, monkeypatch):
     before = content(Path(data.path))
-    monkeypatch.setattr(writing, "list_files", None)  # the sources may be gone by now
+    monkeypatch.setattr(writing, "list_parts", None)  # the sources may be gone by now
     prepare(data.corpus, Path(data.path))
     assert content(Path(data.path)) == before
 
