@@ -81,6 +81,18 @@ def test_samples_are_what_they_are_whatever_is_asked_beside_them():
         assert order.rows(np.array([sample]))[0] == together[sample]
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_sample_of_a_row_is_found(shuffle):
+    caps = (Cap(name="c", epochs=3),)
+    order = mixed(
+        Mixture(phases=(phase(a=3, b=1, c=2), phase(10, 8, b=1, c=0.5)), caps=caps), 17, 29, 5, shuffle=shuffle
+    )
+    for until in (0, 1, 43, 600):
+        rows = order.rows(np.arange(until))
+        for wanted in (np.arange(51), np.array([16, 17]), np.array([50])):
+            assert order.samples_of(wanted, until).tolist() == np.flatnonzero(np.isin(rows, wanted)).tolist()
+
+
 def test_other_weights_from_a_step_on_leave_what_was_before():
     before = Mixture(phases=(phase(a=3, b=1),))
     after = Mixture(phases=(phase(a=3, b=1), phase(25, a=1, b=1)))
