@@ -55,6 +55,15 @@ def build(config: MeshConfig, devices: "list[jax.Device] | None" = None) -> "jax
     return jax.sharding.Mesh(grid, tuple(shape), axis_types=(jax.sharding.AxisType.Explicit,) * len(shape))
 
 
+def abstract(config: MeshConfig, devices: int) -> "jax.sharding.AbstractMesh":
+    """The same mesh over so many devices that need not exist: enough for shapes and layouts."""
+    import jax
+
+    shape = config.shape(devices)
+    kinds = (jax.sharding.AxisType.Explicit,) * len(shape)
+    return jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=kinds)
+
+
 def _misfit(sizes: Mapping[str, int], fixed: int, devices: int) -> str:
     named = [(name, size) for name, size in sizes.items() if size not in (1, -1)]
     product = " x ".join(f"{name}={size}" for name, size in named) or "every axis = 1"

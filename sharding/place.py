@@ -24,11 +24,12 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextmanager
-def use(mesh: jax.sharding.Mesh, rules: AxisRules) -> Iterator[None]:
-    """Functions traced inside are laid out by these rules over this mesh."""
-    token, platform = _rules.set(rules), _platform.set(mesh.devices.flat[0].platform)
+def use(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, rules: AxisRules) -> Iterator[None]:
+    """Functions traced inside are laid out by these rules over this mesh; over an abstract one for shapes alone."""
+    real = isinstance(mesh, jax.sharding.Mesh)
+    token, platform = _rules.set(rules), _platform.set(mesh.devices.flat[0].platform if real else None)
     try:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh) if real else jax.sharding.use_abstract_mesh(mesh):
             yield
     finally:
         _rules.reset(token)

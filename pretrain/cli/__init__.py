@@ -15,6 +15,7 @@ VERBS = {
     "config": "list, show, diff or explain a config",
     "data": "prepare a corpus, show its numbers, decode the batch of any step",
     "tokenizer": "train a tokenizer, or show what one does with a text",
+    "plan": "does it fit, how fast is it, what would help: compiled for chips that are not here",
     "train": "run or resume: the same command again continues",
     "evaluate": "loss, perplexity and bits per byte of a run",
     "generate": "continue a prompt, answer a source, fill masks",

@@ -1,0 +1,197 @@
+"""A plan by arithmetic: exact for what is stored, a guide for what a step keeps, does and sends."""
+
+import math
+from dataclasses import dataclass
+
+from pretrain.config import RunConfig
+from pretrain.models import accounting
+from pretrain.models.config import AttentionConfig, BlockConfig, Remat, StackConfig
+from pretrain.plan.chips import Slice
+from pretrain.sharding.rules import PRESETS, AxisRules
+
+EFFICIENCY = 0.7
+"""Share of the peak that matrix products of dense models reach: the compiler's schedules of Llama-2 7B and 70B for v5p
+take 0.61 to 0.78 of it."""
+EXPOSED = 0.5
+"""Share of the traffic that no computation hides: none of a TPU's asynchronous collectives, all of its others."""
+SCORES = 10
+"""Bytes of one attention score while its layer is differentiated: logits and their gradient in f32, weights in bf16.
+The reference attention, which TPUs and GPUs run, keeps them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device."""
+
+    parameters: int
+    optimizer: int
+    batch: int
+    gradients: int
+    activations: int
+    logits: int
+    gathered: int
+    """Weights of one period as they are used."""
+
+    @property
+    def peak(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Of one step on one device."""
+
+    model_flops: float
+    """Forward and backward, causal attention once, nothing recomputed."""
+    flops: float
+    """With what rematerialisation computes again."""
+    sent: float
+    """Bytes over the links."""
+    touched: float
+    """Bytes of parameters, gradients and optimizer state that the update moves through memory."""
+
+
+def rules_of(config: RunConfig) -> AxisRules:
+    return PRESETS[config.rules]() if isinstance(config.rules, str) else config.rules
+
+
+def shards(config: RunConfig, devices: int, *axes: str) -> int:
+    """Parts into which activations are cut along these logical axes."""
+    sizes, used = config.mesh.shape(devices), rules_of(config).used
+    return math.prod(sizes[m] for m in {m for axis in axes for m in used.get(axis, ())})  # type: ignore
+
+
+def stored(config: RunConfig, devices: int) -> dict[str, int]:
+    """Bytes of one device's parameters, optimizer state and batch: those of the arrays that a run would make."""
+    import jax.numpy as jnp
+
+    from pretrain.plan.program import batch_shapes, bytes_a_device
+    from pretrain.sharding import mesh as meshes
+    from pretrain.sharding import place
+    from pretrain.state import abstract, make_optimizer
+
+    optimizer = make_optimizer(config, jnp.dtype("bfloat16"))
+    mesh = meshes.abstract(config.mesh, devices)
+    with place.use(mesh, rules_of(config)):
+        state = abstract(config, optimizer, jnp.dtype("bfloat16"), mesh)
+    batch = sum(math.prod(shape) * dtype.itemsize for shape, dtype in batch_shapes(config).values())
+    return {
+        "parameters": bytes_a_device(state.model),
+        "optimizer": bytes_a_device(state.optimizer),
+        "batch": batch // shards(config, devices, "batch"),
+    }
+
+
+def memory(config: RunConfig, devices: int, parts: dict[str, int] | None = None) -> Memory:
+    """`parts`: what `stored` said, where it is known."""
+    parts = stored(config, devices) if parts is None else parts
+    T, rows = config.data.sequence_length, config.batch.rows // config.batch.accumulate
+    chunk = getattr(getattr(config.objective, "loss", None), "chunk", None)
+    kept = accounting.memory(config.model, rows=rows, sequence_length=T, chunk=chunk)
+    sums = 1 if config.batch.accumulate == 1 else 2
+    period = _period_parameters(config)
+    return Memory(
+        **parts,
+        gradients=sums * parts["parameters"],
+        activations=kept.activations // shards(config, devices, "batch", "sequence") + _scores(config, devices, rows),
+        logits=kept.logits // shards(config, devices, "batch", "vocab"),
+        gathered=2 * 2 * period // shards(config, devices, "kv_heads"),
+    )
+
+
+def _stacks(config: RunConfig) -> list[StackConfig]:
+    return [s for s in (config.model.encoder, config.model.decoder) if s]
+
+
+def _period_parameters(config: RunConfig) -> int:
+    p = accounting.parameters(config.model)
+    layers = sum(len(s.blocks) for s in _stacks(config))
+    return (p.attention + p.mlp) * max(len(s.pattern) for s in _stacks(config)) // max(layers, 1)
+
+
+def _scores(config: RunConfig, devices: int, rows: int) -> int:
+    """Of the layers that keep their attention scores at the same time."""
+    T, parts = config.data.sequence_length, shards(config, devices, "batch", "kv_heads")
+    heads = max(
+        sum(b.mixer.heads + (b.cross.heads if b.cross else 0) for b in (s.pattern if s.remat else s.blocks))
+        for s in _stacks(config)
+    )
+    return SCORES * heads * rows * T * T // parts
+
+
+def tokens(config: RunConfig) -> int:
+    """That one step reads, in all stacks."""
+    return config.batch.rows * sum(n for n in config.objective.lengths(config.data.sequence_length, config.model) if n)
+
+
+def model_flops(config: RunConfig) -> float:
+    """Of one step on all devices."""
+    per_token = accounting.flops_per_token(config.model, config.data.sequence_length)
+    return per_token * tokens(config) / len(_stacks(config))
+
+
+def work(config: RunConfig, devices: int, parts: dict[str, int]) -> Work:
+    useful = model_flops(config) / devices
+    again = sum(_again(b, s.remat, config) for s in _stacks(config) for b in s.blocks) if config.model else 0
+    per_stack = tokens(config) / len(_stacks(config))
+    return Work(
+        model_flops=useful,
+        flops=useful + again * per_stack / devices,
+        sent=_sent(config, devices),
+        touched=2 * (parts["parameters"] + parts["optimizer"]) + 2 * parts["parameters"],
+    )
+
+
+def _again(block: BlockConfig, remat: Remat | None, config: RunConfig) -> float:
+    """FLOPs of one token that the backward pass repeats: of the products whose results it needs and nobody kept."""
+    if remat is None:
+        return 0.0
+    D, kept = config.model.d_model, {*remat.save, *remat.offload}
+    widths = accounting.tensors(block, D)
+    inner = ("query", "key", "value", "mlp_up", "mlp_gate")
+    flops = sum(2 * D * widths[name] for name in inner if name not in kept)
+    if "attention_out" not in kept and block.mlp is not None:
+        flops += 2 * D * widths["attention"]
+    if "attention" not in kept and isinstance(block.mixer, AttentionConfig):
+        causal = 0.5 if block.mixer.causal else 1.0
+        flops += 4 * block.mixer.heads * block.mixer.head_dim * config.data.sequence_length * causal
+    return flops
+
+
+def _sent(config: RunConfig, devices: int) -> float:
+    """Bytes that leave a device: weights gathered forwards and backwards, gradients summed, activations of tensor
+    parallelism between blocks."""
+    sizes, total = config.mesh.shape(devices), accounting.parameters(config.model).total
+    ring = {axis: (n - 1) / n for axis, n in sizes.items()}
+    whole = total / sizes["tensor"] if "kv_heads" in rules_of(config).used else total
+    layers = sum(len(s.blocks) for s in _stacks(config))
+    sent = 0.0
+    if "embed" in rules_of(config).stored:
+        sent += config.batch.accumulate * ring["fsdp"] * whole * 2 * (2 + 2)
+    else:
+        sent += config.batch.accumulate * ring["fsdp"] * whole * 4 * 2
+    sent += config.batch.accumulate * ring["data"] * 2 * 4 * whole / sizes["fsdp"]
+    streams = (
+        config.batch.rows * config.data.sequence_length * config.model.d_model * 2 / shards(config, devices, "batch")
+    )
+    return sent + ring["tensor"] * streams * layers * 12
+
+
+def link_bandwidth(on: Slice) -> float:
+    """Bytes per second of one device; GPUs of many nodes share their network cards."""
+    chip = on.chip
+    if chip.node is None or on.chips <= chip.node or chip.slow_bandwidth is None:
+        return chip.link_bandwidth
+    return min(chip.link_bandwidth, chip.slow_bandwidth * chip.node)
+
+
+def seconds(w: Work, on: Slice) -> tuple[float, float, float]:
+    """Low, likely and high of one step."""
+    compute, network, update = parts_of(w, on)
+    low = max(w.flops / on.chip.peak, network, update)
+    return low, compute + update + EXPOSED * network, compute / 0.8 + update + network
+
+
+def parts_of(w: Work, on: Slice) -> tuple[float, float, float]:
+    """Seconds of computation, of the links and of the update's memory traffic."""
+    return w.flops / (on.chip.peak * EFFICIENCY), w.sent / link_bandwidth(on), w.touched / on.chip.memory_bandwidth

@@ -1,0 +1,105 @@
+"""Compiles in a subprocess, once for each content."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import RunConfig
+from pretrain.errors import UserError
+from pretrain.plan.chips import Slice
+from pretrain.serial import encode
+
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+"""libtpu neither asks for a machine's metadata nor insists on being alone; JAX runs nothing on it."""
+SOURCES = ("models", "sharding", "pretrain/objectives", "pretrain/optimizer", "pretrain/plan", "pretrain/data")
+VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax")
+
+
+def compiled(
+    config: RunConfig, on: Slice, options: dict[str, Any] | None = None, save: str | None = None
+) -> dict[str, Any]:
+    """What `program.compile_step` found out, from the cache where nothing has changed since; "cached" says so.
+
+    Raises UserError without libtpu or for a slice that it does not know.
+    """
+    require_libtpu()
+    request = {"config": encode(config), "topology": on.topology, "options": options or {}}
+    path = cache_folder() / f"{fingerprint(request)}.json"
+    if save is None and path.exists():
+        return {**json.loads(path.read_text()), "cached": True}
+    facts = _run({**request, "save": save}, on)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(facts))
+    part.replace(path)
+    return {**facts, "cached": False}
+
+
+def cached(config: RunConfig, on: Slice) -> dict[str, Any] | None:
+    """The same, where it has been compiled before."""
+    path = cache_folder() / f"{fingerprint({'config': encode(config), 'topology': on.topology, 'options': {}})}.json"
+    return {**json.loads(path.read_text()), "cached": True} if path.exists() else None
+
+
+def require_libtpu() -> None:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "found no libtpu, the TPU compiler, expected it beside jax; pip install 'pretrain[tpu]', or add --quick to "
+            "plan by arithmetic"
+        )
+
+
+def cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    return Path(home) / "pretrain" / "plans"
+
+
+def fingerprint(request: dict[str, Any]) -> str:
+    """Of the request, of the code that makes the program, and of the compilers."""
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode())
+    for name in VERSIONS:
+        found = importlib.metadata.version(name) if importlib.util.find_spec(name) else None
+        digest.update(f"{name}={found};".encode())
+    root = Path(__file__).resolve().parents[1]
+    folders = [root / s.removeprefix("pretrain/") for s in SOURCES]
+    files = [p for folder in folders for p in folder.resolve().rglob("*.py")]
+    files += [root / name for name in ("step.py", "loss.py", "state.py", "feed.py", "job.py")]
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _run(request: dict[str, Any], on: Slice) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="pretrain-plan-") as folder:
+        answer = Path(folder) / "answer.json"
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment.pop("XLA_FLAGS", None)
+        process = subprocess.run(
+            [sys.executable, "-m", "pretrain.plan.program"],
+            input=json.dumps({**request, "answer": str(answer)}),
+            text=True,
+            capture_output=True,
+            env=environment,
+        )
+        if answer.exists():
+            return json.loads(answer.read_text())
+    last = _last_error(process.stderr)
+    if "topology" in last.lower() and "UserError" not in last:
+        raise UserError(f"on={on.topology}: libtpu knows no such slice ({last}); name another shape")
+    if last.startswith("pretrain.errors.UserError: "):
+        raise UserError(last.removeprefix("pretrain.errors.UserError: "))
+    raise RuntimeError(f"the compiler ended with exit code {process.returncode}: {last}")
+
+
+def _last_error(stderr: str) -> str:
+    """The line that names the exception."""
+    lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith((" ", "---", "For simp"))]
+    named = [line for line in lines if "Error: " in line or "Exception" in line]
+    return (named or lines or ["no output"])[-1][:1000]

@@ -1,0 +1,262 @@
+"""A plan: does a run fit on a slice, how fast is it, what would help."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pretrain.config import BatchConfig, RunConfig
+from pretrain.data.config import CorpusConfig, DataConfig, StandardLibrary, TrainSentencePiece
+from pretrain.errors import UserError
+from pretrain.models import accounting
+from pretrain.models.config import TransformerConfig
+from pretrain.models.remat import PRESETS as REMATS
+from pretrain.objectives.config import MaskedLm, NextToken, SpanCorruption
+from pretrain.optimizer.config import OptimizerConfig
+from pretrain.plan import analytic, compiler
+from pretrain.plan.chips import Slice
+
+KERNEL_EFFICIENCY = 0.6
+"""Share of the peak that Pallas kernels are taken to reach; the compiler estimates no cycles for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What else one could do, as options of the command line."""
+
+    options: tuple[str, ...]
+    config: RunConfig
+    peak: float
+    """Bytes, by arithmetic."""
+    seconds: float
+
+    def told(self) -> str:
+        return " ".join(self.options)
+
+
+def run_of(model: TransformerConfig, rows: int, length: int) -> RunConfig:
+    """A model alone as a run with AdamW and the usual objective of its kind."""
+    objective = NextToken() if not model.encoder else SpanCorruption() if model.decoder else MaskedLm()
+    tokenizer = TrainSentencePiece(vocab_size=min(model.vocab_size, 32768))
+    return RunConfig(
+        model=model,
+        data=DataConfig(corpus=CorpusConfig(source=StandardLibrary(), tokenizer=tokenizer), sequence_length=length),
+        objective=objective,
+        optimizer=OptimizerConfig(),
+        batch=BatchConfig(rows=rows),
+        steps=100_000,
+    )
+
+
+def plan(
+    config: RunConfig,
+    on: Slice,
+    *,
+    quick: bool = False,
+    options: dict[str, Any] | None = None,
+    save: str | None = None,
+) -> dict[str, Any]:
+    """JSON values; `docs/plan.md` explains them. Raises UserError for what cannot be planned."""
+    config = replace(config, simulate=None)
+    config.check(on.devices)
+    if not quick and on.chip.dimensions is None:
+        raise UserError(
+            f"on={on.vendor}: found a GPU, whose compiler comes without a plan here; add --quick for arithmetic"
+        )
+    facts = None if quick else compiler.compiled(config, on, options, save)
+    return assembled(config, on, facts)
+
+
+def assembled(config: RunConfig, on: Slice, facts: dict[str, Any] | None) -> dict[str, Any]:
+    parts = analytic.stored(config, on.devices)
+    quick = analytic.memory(config, on.devices, parts)
+    work = analytic.work(config, on.devices, parts)
+    known = _memory(quick, on, facts)
+    low, likely, high, limits = _speed(work, on, facts)
+    program = (facts or {}).get("program") or {}
+    tokens, useful = analytic.tokens(config), analytic.model_flops(config)
+    step = likely or None
+    plan = {
+        "on": on.vendor,
+        "topology": on.topology,
+        "chips": on.chips,
+        "devices": on.devices,
+        "basis": "arithmetic" if facts is None else "compiled",
+        "parameters": accounting.parameters(config.model).total,
+        "mesh": {axis: n for axis, n in config.mesh.shape(on.devices).items() if n > 1},
+        "rules": config.rules if isinstance(config.rules, str) else "own",
+        "fits": known["peak_bytes"] <= known["limit_bytes"],
+        "memory": known,
+        "step_seconds": [low, likely, high],
+        "limited_by": limits,
+        "mfu": useful / (step * on.devices * on.chip.peak) if step else None,
+        "tokens_per_second": tokens / step if step else None,
+        "tokens_per_step": tokens,
+        "steps": config.steps,
+        "days": config.steps * step / 86400 if step else None,
+        "chip_hours": config.steps * step / 3600 * on.chips if step else None,
+        "cycles": program.get("cycles"),
+        "flops": program.get("flops", work.flops),
+        "model_flops": work.model_flops,
+        "collectives": _collectives(program),
+        "loops_without_turns": program.get("endless", 0),
+        "compile_seconds": (facts or {}).get("compile_seconds"),
+        "cached": (facts or {}).get("cached", False),
+    }
+    return {**plan, "changes": [_shown(c, on) for c in advice(config, on, plan, quick)]}
+
+
+def _memory(quick: analytic.Memory, on: Slice, facts: dict[str, Any] | None) -> dict[str, Any]:
+    """Bytes of one device by cause. Compiled: `temporaries` are activations, gradients and all else that comes and
+    goes; what lies between the arrays' bytes and the compiler's is padding to tiles."""
+    if facts is None:
+        causes = {f"{name}_bytes": value for name, value in vars(quick).items()}
+        return {"peak_bytes": quick.peak, "limit_bytes": on.chip.memory, **causes}
+    causes = {f"{name}_bytes": value for name, value in facts["causes"].items()}
+    if "refused" in facts:
+        refused = facts["refused"]
+        temporaries = max(0, refused["peak"] - sum(facts["causes"].values()))
+        return {
+            "peak_bytes": refused["peak"],
+            "limit_bytes": refused["limit"],
+            **causes,
+            "temporaries_bytes": temporaries,
+        }
+    memory = facts["memory"]
+    return {
+        "peak_bytes": memory["peak"],
+        "limit_bytes": on.chip.memory,
+        "arguments_bytes": memory["argument"],
+        **causes,
+        "padding_bytes": memory["argument"] - sum(facts["causes"].values()),
+        "temporaries_bytes": memory["temp"],
+        "outputs_bytes": memory["output"] - memory["alias"],
+        "code_bytes": memory["generated_code"],
+        "host_bytes": memory["host"],
+    }
+
+
+def _speed(
+    work: analytic.Work, on: Slice, facts: dict[str, Any] | None
+) -> tuple[float, float, float, dict[str, float]]:
+    """Low, likely, high and the share of each cause; zeros for a program that does not fit."""
+    if facts is None:
+        compute, network, update = analytic.parts_of(work, on)
+        low, likely, high = analytic.seconds(work, on)
+        return low, likely, high, _shares(compute=compute, network=network * analytic.EXPOSED, memory=update)
+    if "program" not in facts:
+        return 0.0, 0.0, 0.0, {}
+    program, clock = facts["program"], on.chip.clock or 1.0
+    kernels = program["kernel_flops"] / (on.chip.peak * KERNEL_EFFICIENCY)
+    compute = program["cycles"] / clock + kernels
+    wire = {hides: 0.0 for hides in (True, False)}
+    for c in program["collectives"]:
+        wire[c["asynchronous"]] += c["bytes"] / analytic.link_bandwidth(on)
+    hidden = min(wire[True], compute)
+    late = wire[True] - hidden
+    matmuls = min(compute, program["flops"] / on.chip.peak + kernels)
+    shares = _shares(compute=matmuls, network=wire[False] + late, memory=compute - matmuls)
+    low = max(compute, wire[True] + wire[False])
+    return low, compute + wire[False] + late, (compute + wire[True] + wire[False]) * 1.1, shares
+
+
+def _shares(**parts: float) -> dict[str, float]:
+    total = sum(parts.values()) or 1.0
+    return {name: value / total for name, value in parts.items()}
+
+
+def _collectives(program: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": c["kind"],
+            "axis": "+".join(c["axes"]) or None,
+            "devices": c["size"],
+            "count": c["count"],
+            "bytes": c["bytes"],
+            "asynchronous": c["asynchronous"],
+        }
+        for c in program.get("collectives", ())
+    ]
+
+
+def _shown(change: Change, on: Slice) -> dict[str, Any]:
+    return {"options": change.told(), "peak_bytes": change.peak, "step_seconds": change.seconds}
+
+
+def advice(config: RunConfig, on: Slice, plan: dict[str, Any], quick: analytic.Memory) -> list[Change]:
+    """At most two changes, of different kinds where there are: for a run that does not fit, those that would; for one
+    that does, those that would be faster. Memory is the plan's peak and what arithmetic says the change adds."""
+    now, limit = plan["step_seconds"][1], plan["memory"]["limit_bytes"]
+    base = analytic.seconds(analytic.work(config, on.devices, analytic.stored(config, on.devices)), on)[1]
+    found = []
+    for options, other in neighbours(config, on):
+        parts = analytic.stored(other, on.devices)
+        peak = plan["memory"]["peak_bytes"] + analytic.memory(other, on.devices, parts).peak - quick.peak
+        seconds = analytic.seconds(analytic.work(other, on.devices, parts), on)[1]
+        if peak <= limit and (not plan["fits"] or seconds < 0.98 * base):
+            relative = seconds / base * now if now else seconds
+            found.append(Change(options=options, config=other, peak=peak, seconds=relative))
+    found.sort(key=lambda c: c.seconds)
+    first = found[:1]
+    others = [c for c in found[1:] if c.options[0] != first[0].options[0]] or found[1:]
+    return first + others[:1]
+
+
+def neighbours(config: RunConfig, on: Slice) -> list[tuple[tuple[str, ...], RunConfig]]:
+    """Runs one change away that are legal: another remat, other micro-batches, another mesh."""
+    out = [
+        *((("--remat", name), with_remat(config, name)) for name in REMATS if with_remat(config, name) != config),
+        *(
+            (("--batch.accumulate", str(n)), replace(config, batch=replace(config.batch, accumulate=n)))
+            for n in (1, 2, 4, 8, 16)
+            if n != config.batch.accumulate and config.batch.rows % n == 0
+        ),
+        *((_mesh_options(other), other) for other in meshes(config, on) if other != config),
+    ]
+    named = [(_remat_options(config, o[1]) if o[0] == "--remat" else o, c) for o, c in out]
+    return [(options, other) for options, other in named if legal(other, on)]
+
+
+def legal(config: RunConfig, on: Slice) -> bool:
+    try:
+        config.check(on.devices)
+    except UserError:
+        return False
+    return True
+
+
+def meshes(config: RunConfig, on: Slice) -> list[RunConfig]:
+    """Fully sharded, alone, with tensor parallelism, with copies."""
+    out = []
+    for tensor in (1, 2, 4, 8):
+        for data in (1, 2, 4):
+            if on.devices % (tensor * data):
+                continue
+            mesh = replace(config.mesh, data=data, fsdp=on.devices // (tensor * data), tensor=tensor)
+            rules = "fsdp_tp" if tensor > 1 else "fsdp"
+            same = config.mesh.shape(on.devices) == mesh.shape(on.devices) and rules == config.rules
+            out.append(config if same else replace(config, mesh=mesh, rules=rules))
+    return list(dict.fromkeys(out)) if all(_hashable(c) for c in out) else out
+
+
+def _hashable(config: RunConfig) -> bool:
+    try:
+        hash(config)
+    except TypeError:
+        return False
+    return True
+
+
+def _mesh_options(config: RunConfig) -> tuple[str, ...]:
+    sizes = ((f"--mesh.{axis}", str(getattr(config.mesh, axis))) for axis in ("data", "fsdp", "tensor"))
+    return (*(word for pair in sizes for word in pair), "--rules", str(config.rules))
+
+
+def with_remat(config: RunConfig, name: str) -> RunConfig:
+    """In every stack."""
+    stacks = {k: getattr(config.model, k) for k in ("encoder", "decoder")}
+    changed = {k: replace(s, remat=REMATS[name]) for k, s in stacks.items() if s is not None}
+    return replace(config, model=replace(config.model, **changed))
+
+
+def _remat_options(config: RunConfig, name: str) -> tuple[str, ...]:
+    stacks = [k for k in ("encoder", "decoder") if getattr(config.model, k) is not None]
+    return tuple(word for k in stacks for word in (f"--model.{k}.remat", name.replace("_", "-")))

@@ -1,0 +1,157 @@
+"""The real training step, compiled for a slice that is not here. A program: `python -m pretrain.plan.program`.
+
+Runs in a process of its own, because libtpu takes the process for its own: reads a request from stdin, one JSON value,
+and writes the answer to the file that the request names.
+"""
+
+import json
+import re
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from pretrain.config import RunConfig
+from pretrain.serial import decode
+
+
+class AnyToken(dict):
+    """A tokenizer's special tokens: every name is one."""
+
+    def get(self, key, default=None):
+        return 0
+
+
+class AnyTokenizer:
+    """Enough of a tokenizer for the shapes of rows, which depend on no text."""
+
+    vocab_size, bos, eos, pad, unk, fingerprint = 8, 0, 0, 0, 0, ""
+    specials = AnyToken()
+
+    def bytes_of(self, ids) -> bytes:
+        return b"a"
+
+
+def batch_shapes(config: RunConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Name -> (shape, dtype) of the arrays of a global batch."""
+    from pretrain.data.rows import shapes
+    from pretrain.objectives.transforms import transform
+
+    tokenizer: Any = AnyTokenizer()
+    rows = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
+    return {name: ((config.batch.rows, *shape), dtype) for name, (shape, dtype) in shapes(rows).items()}
+
+
+def lower(config: RunConfig, mesh):
+    """(the jitted step lowered for this mesh, bytes of each device's arguments by cause)."""
+    import jax
+
+    from pretrain.feed import layout
+    from pretrain.job import compute_dtype, rules_of
+    from pretrain.objectives.batch import gathered
+    from pretrain.objectives.build import build
+    from pretrain.sharding import place
+    from pretrain.state import abstract, make_optimizer
+    from pretrain.step import make_step
+
+    rules = rules_of(config)
+    with place.use(mesh, rules):
+        dtype = compute_dtype(config)
+    optimizer = make_optimizer(config, dtype)
+    with place.use(mesh, rules):
+        state = abstract(config, optimizer, dtype, mesh)
+        arrays = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout(mesh, len(shape)))
+            for name, (shape, dtype) in batch_shapes(config).items()
+        }
+        batch = gathered(arrays)
+        step = make_step(build(config.objective), optimizer, config.batch.accumulate)
+        lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+    causes = {"parameters": state.model, "optimizer": state.optimizer, "batch": batch}
+    return lowered, {name: bytes_a_device(tree) for name, tree in causes.items()}
+
+
+def bytes_a_device(tree) -> int:
+    """Of arrays with layouts, without the tiles into which a TPU pads them."""
+    import math
+
+    import jax
+
+    def of(s) -> int:
+        if jax.dtypes.issubdtype(s.dtype, jax.dtypes.prng_key):
+            return 8
+        sizes = dict(s.sharding.mesh.shape)
+        flat = [a for axes in s.sharding.spec if axes for a in ((axes,) if isinstance(axes, str) else axes)]
+        return s.dtype.itemsize * math.prod(s.shape) // math.prod(sizes[a] for a in flat)
+
+    return sum(of(s) for s in jax.tree.leaves(tree))
+
+
+def compile_step(config: RunConfig, topology: str, options: dict[str, Any], save: str | None) -> dict[str, Any]:
+    import jax
+    from jax.experimental import topologies
+
+    from pretrain.plan import hlo
+    from pretrain.sharding import mesh as meshes
+
+    description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    mesh = meshes.build(config.mesh, list(description.devices))
+    began = time.perf_counter()
+    lowered, causes = lower(config, mesh)
+    traced = time.perf_counter() - began
+    began, spent = time.perf_counter(), time.process_time()
+    facts: dict[str, Any] = {"causes": causes, "trace_seconds": traced, "jax": jax.__version__}
+    try:
+        compiled = lowered.compile(compiler_options=options or None)
+    except jax.errors.JaxRuntimeError as error:
+        refused = refusal(str(error))
+        if refused is None:
+            raise
+        return {**facts, "refused": refused, "compile_seconds": time.perf_counter() - began}
+    facts |= {"compile_seconds": time.perf_counter() - began, "compile_cpu_seconds": time.process_time() - spent}
+    if save is not None:
+        _save(compiled, save)
+    program = hlo.read(compiled.as_text())
+    return {**facts, "memory": _memory(compiled.memory_analysis()), "program": asdict(program)}
+
+
+def refusal(message: str) -> dict[str, float] | None:
+    """Bytes that the compiler asks for and has, where it says that a program does not fit."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message, re.I)
+    used = used or re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM[^(]*\(([\d.]+)([KMGT])\)", message)
+    if used is None:
+        return None
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return {"peak": float(used[1]) * unit[used[2].upper()], "limit": float(used[3]) * unit[used[4].upper()]}
+
+
+def _memory(stats) -> dict[str, int]:
+    """Bytes of one device, as the compiler plans them."""
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    found = {name: getattr(stats, f"{name}_size_in_bytes") for name in names}
+    host = sum(getattr(stats, f"host_{name}_size_in_bytes", 0) for name in ("argument", "output", "temp"))
+    peak = found["argument"] + found["output"] - found["alias"] + found["temp"] + found["generated_code"]
+    return {**found, "host": host, "peak": peak}
+
+
+def _save(compiled, path: str) -> None:
+    import pickle
+
+    from jax.experimental import serialize_executable
+
+    with open(path, "wb") as file:
+        pickle.dump(serialize_executable.serialize(compiled), file)
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    config = decode(request["config"], RunConfig)
+    facts = compile_step(config, request["topology"], request["options"], request["save"])
+    with open(request["answer"], "w") as file:
+        json.dump(facts, file)
+
+
+if __name__ == "__main__":
+    main()
