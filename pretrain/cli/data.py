@@ -63,38 +63,94 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """The batch of a step, decoded, with the file, document and offset that each segment came from.
+    """The batch of a step, decoded, with the file, document and offset of each segment; or the steps of a passage.
 
     examples:
       pretrain data inspect smoke --step 12                    every row of the batch of step 12
       pretrain data inspect smoke --step 12 --row 3 --json
+      pretrain data inspect smoke --find "def main():"         where it stands, and the steps that have read it
+      pretrain data inspect smoke --find "def main():" --until-step 5000
     """
 
     run: arguments.Run
-    step: int
+    step: int | None = None
     """As in metrics.jsonl: the first is 1."""
     row: int | None = None
     """Only this row of the global batch, from 0."""
+    find: str | None = None
+    """A passage of one document."""
+    until_step: int | None = None
+    """Steps to name for --find, trained or not. Default: the last of metrics.jsonl."""
+    limit: int = 20
+    """Passages to name for --find."""
     json: arguments.Json = False
 
     def __call__(self) -> None:
-        config, folder = data_of(self.run)
-        rows = config.batch.rows
-        if self.step < 1:
-            raise UserError(f"step={self.step}: expected 1 or more, as in metrics.jsonl")
-        if self.row is not None and not 0 <= self.row < rows:
-            raise UserError(f"row={self.row}: expected 0 to {rows - 1}, the rows of this run's batch")
-        from pretrain.data.corpus import prepare_if_needed
-        from pretrain.data.pipeline import Pipeline
+        if (self.step is None) == (self.find is None):
+            raise UserError("found both or none of --step and --find, expected one; name a step or a passage")
+        if self.step is not None:
+            segments = inspect_step(self.run, self.step, self.row)
+            output.show({"step": self.step, "segments": segments}, self.json, [_told(s) for s in segments])
+            return
+        if self.row is not None or self.limit < 1 or (self.until_step is not None and self.until_step < 1):
+            raise UserError(
+                f"row={self.row} limit={self.limit} until_step={self.until_step}: expected no row, and 1 or more of "
+                "the others with --find; correct them"
+            )
+        from pretrain.cli.ledger import find, told
 
-        train, _, tokenizer = prepare_if_needed(config.prepared(), folder, prepare=False)
-        from pretrain.objectives.transforms import transform
+        facts = find(self.run, self.find or "", self.until_step, self.limit)
+        output.show(facts, self.json, told(facts))
 
-        rule = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
-        pipeline = Pipeline.from_config(train, rule, config.data, rows)
-        chosen = range(rows) if self.row is None else [self.row]
-        segments = [s for row in chosen for s in _segments(pipeline, tokenizer, self.step - 1, row)]
-        output.show({"step": self.step, "segments": segments}, self.json, [_told(s) for s in segments])
+
+def inspect_step(run: str, step: int, row: int | None) -> list[dict]:
+    """The segments of a batch, or of one row of it."""
+    rows = data_of(run)[0].batch.rows
+    if step < 1:
+        raise UserError(f"step={step}: expected 1 or more, as in metrics.jsonl")
+    if row is not None and not 0 <= row < rows:
+        raise UserError(f"row={row}: expected 0 to {rows - 1}, the rows of this run's batch")
+    pipeline, tokenizer = pipeline_of(run)
+    return [s for r in (range(rows) if row is None else [row]) for s in _segments(pipeline, tokenizer, step - 1, r)]
+
+
+def pipeline_of(run: str):
+    """(pipeline, tokenizer) of a run whose corpus is prepared."""
+    from pretrain.data.corpus import prepare_if_needed
+    from pretrain.data.pipeline import Pipeline
+    from pretrain.objectives.transforms import transform
+
+    config, folder = data_of(run)
+    train, _, tokenizer = prepare_if_needed(config.prepared(), folder, prepare=False)
+    rule = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
+    return Pipeline.from_config(train, rule, config.data, config.batch.rows), tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Prove from metrics.jsonl that a run saw every sample once in its turn; exit code 3 where it did not.
+
+    examples:
+      pretrain data audit smoke
+      pretrain data audit smoke --steps 1000:2000              only batches of these steps are built anew
+      pretrain data audit smoke --sample 100 --json            of 100 steps, evenly spread
+    """
+
+    run: arguments.Run
+    steps: str | None = None
+    """A:B, both included. Default: all that were logged."""
+    sample: int | None = None
+    """Build so many batches anew at most."""
+    json: arguments.Json = False
+
+    def __call__(self) -> None:
+        from pretrain.cli.ledger import audit
+        from pretrain.errors import CheckFailed
+
+        facts, problems = audit(self.run, self.steps, self.sample)
+        output.show(facts, self.json)
+        if problems:
+            raise CheckFailed(*problems)
 
 
 def _prepared(name: str) -> Path:
@@ -152,4 +208,4 @@ def numbers(folder: Path) -> dict:
     return {**facts, "dropped": manifest.dropped}
 
 
-COMMAND = {"prepare": Prepare, "show": Show, "inspect": Inspect}
+COMMAND = {"prepare": Prepare, "show": Show, "inspect": Inspect, "audit": Audit}

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import pytest
 
@@ -75,3 +76,68 @@ def test_a_tokenizer_shows_what_it_makes_of_a_text(result):
     facts = result("tokenizer", "show", "runs/begun/data/tokenizer", "--text", "the fox é", "--json")
     assert load_tokenizer("runs/begun/data/tokenizer").decode(facts["ids"]) == "the fox é"
     assert len(facts["pieces"]) == len(facts["ids"])
+
+
+def test_find_names_every_step_whose_batch_shows_the_passage(result):
+    passage = "jumps over the lazy"
+    found = result("data", "inspect", "begun", "--find", passage, "--until-step", "9", "--limit", "99", "--json")
+    assert not found["more"]
+    assert (
+        len(
+            result("data", "inspect", "begun", "--find", passage, "--until-step", "9", "--limit", "2", "--json")[
+                "passages"
+            ]
+        )
+        == 2
+    )
+    seen = {(s["step"], s["row"]) for p in found["passages"] for s in p["seen"] if s["tokens"] == p["tokens"]}
+    shows = set()
+    for step in range(1, 10):
+        for s in result("data", "inspect", "begun", "--step", str(step), "--json")["segments"]:
+            if passage in s["text"]:
+                shows.add((step, s["row"]))
+    assert seen == shows
+    assert shows
+    told = result("data", "inspect", "begun", "--find", "no such words anywhere", "--until-step", "9")
+    assert told == "found in no document of the train split\n"
+
+
+def test_one_of_step_and_passage_is_named(world, capsys):
+    for words in ([], ["--step", "1", "--find", "a"]):
+        assert main(["data", "inspect", "begun", *words]) == 2
+        assert "found both or none of --step and --find" in capsys.readouterr().err
+    assert main(["data", "inspect", "begun", "--find", "a", "--limit", "0", "--until-step", "1"]) == 2
+
+
+@pytest.fixture
+def logged(world, tmp_path):
+    """A run of nine steps that wrote down what it saw."""
+    from pretrain.cli.data import pipeline_of
+    from pretrain.data.pipeline import batch_hash
+
+    shutil.copytree("runs/begun", tmp_path / "logged")
+    pipeline, _ = pipeline_of("begun")
+    lines = [{"step": s, "batch_hash": batch_hash(pipeline.rows(s - 1))} for s in range(1, 10)]
+    (tmp_path / "logged" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "logged"
+
+
+def test_audit_counts_what_it_proved(result, logged):
+    facts = result("data", "audit", str(logged), "--json")
+    assert facts["steps"] == facts["steps_checked"] == 9
+    assert facts["samples"] == 9 * tiny().batch.rows
+    assert facts["lost"] == facts["repeated"] == facts["different"] == 0
+    assert result("data", "audit", str(logged), "--sample", "2", "--steps", "2:8", "--json")["steps_checked"] == 2
+
+
+def test_audit_names_the_first_of_what_is_wrong_and_exits_with_3(logged, capsys):
+    lines = (logged / "metrics.jsonl").read_text().splitlines()
+    lines[4] = json.dumps({"step": 5, "batch_hash": "0"})
+    (logged / "metrics.jsonl").write_text("\n".join([*lines[:6], *lines[7:], lines[1]]) + "\n")
+    assert main(["data", "audit", str(logged)]) == 3
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("lost: found no line of step 7")
+    assert told[1].startswith("repeated: found step 2 again behind step 9")
+    assert told[2].startswith("different: found batch_hash 0 at step 5")
+    for steps in ("0:3", "3:2", "1:99", "x"):
+        assert main(["data", "audit", str(logged), "--steps", steps]) == 2

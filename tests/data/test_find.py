@@ -1,5 +1,7 @@
 """A passage is found wherever a document holds it, and at every step that shows it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ def documents(opened, data):
     split, _, tokenizer = opened
     ends = np.cumsum(np.append(0, split.document_lengths())).tolist()
     out = []
-    for begin, end in zip(ends, ends[1:]):
+    for begin, end in pairwise(ends):
         tokens, starts = np.zeros(end - begin + 1, np.int32), np.zeros(end - begin + 1, bool)
         split.fill(begin, tokens, starts)
         out.append((begin, end - begin, tokenizer.decode(tokens[:-1].tolist())))
@@ -62,7 +64,7 @@ def test_an_empty_text_is_refused(opened):
 @given(st.data())
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_row_of_a_batch_that_shows_a_passage_is_named(opened, shuffle, data):
-    split, _, tokenizer = opened
+    split = opened[0]
     pipeline = Pipeline(split, Packed(50), batch=6, seed=7, shuffle=shuffle)
     position = data.draw(st.integers(0, split.tokens - 1))
     passage = Passage(position, data.draw(st.integers(1, min(120, split.tokens - position))))

@@ -1,0 +1,107 @@
+"""The proof, from what a run wrote down, that it saw every sample once in its turn.
+
+A batch is a function of (seed, step), so two things are to be shown: that each step that was written down had the
+batch of its number (`batch_hash`), and that the numbers lead to every row of the plan, none twice before all were seen.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pretrain.data.pipeline import Pipeline, batch_hash
+
+BLOCK, ROWS = 1 << 16, 1 << 28
+"""Samples and rows of the plan that are counted at a time."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """Lines of metrics.jsonl, and from which steps the run went on, of events.jsonl."""
+
+    lines: Sequence[dict[str, Any]]
+    resumed: Sequence[int]
+    every: int
+    """log.every of the run, as it is now."""
+
+    @property
+    def last(self) -> int:
+        return max((line["step"] for line in self.lines), default=0)
+
+
+@dataclass(frozen=True)
+class Problem:
+    kind: str
+    """lost, repeated or different."""
+    step: int
+    what: str
+
+
+def log_problems(log: Log) -> Iterator[Problem]:
+    """Steps that the log should hold and does not, and steps that it holds again without a resume before them."""
+    there = {line["step"] for line in log.lines}
+    for step in (1, *range(log.every, log.last + 1, log.every)):
+        if step <= log.last and step not in there:
+            yield Problem("lost", step, f"found no line of step {step}, expected one of every {log.every} steps")
+    unused = list(log.resumed)
+    for before, step in pairwise(line["step"] for line in log.lines):
+        if step <= before:
+            resumed = next((r for r in sorted(unused, reverse=True) if r < step), None)
+            if resumed is None:
+                what = f"found step {step} again behind step {before} without a resume, expected later ones"
+                yield Problem("repeated", step, what)
+            else:
+                unused.remove(resumed)
+
+
+def batch_problems(pipeline: Pipeline, lines: Iterable[dict[str, Any]]) -> Iterator[Problem]:
+    """Lines whose batch was another than that of their step; each batch is built anew."""
+    for line in lines:
+        found, expected = line.get("batch_hash"), batch_hash(pipeline.rows(line["step"] - 1))
+        if found != expected:
+            what = f"found batch_hash {found} at step {line['step']}, expected {expected}"
+            yield Problem("different", line["step"], what)
+
+
+def token_problems(pipeline: Pipeline, lines: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    """Steps after which the count of tokens has not grown by those of their batch.
+
+    The count is kept in the checkpoint: it shows a batch that was trained on twice or not at all.
+    """
+    last = {line["step"]: line for line in lines}  # of a step that was trained again, the line that counts
+    for step, line in sorted(last.items()):
+        before = 0 if step == 1 else last.get(step - 1, {}).get("tokens")
+        if before is None or "tokens" not in line:
+            continue
+        batch = pipeline.rows(step - 1)
+        tokens = sum(int((a > 0).sum()) for name, a in batch.items() if name.endswith("segments"))
+        if "segments" in batch and line["tokens"] - before != tokens:
+            what = f"found {line['tokens'] - before} tokens more after step {step}, expected {tokens}"
+            yield Problem("lost" if line["tokens"] - before < tokens else "repeated", step, what)
+
+
+def order_problems(pipeline: Pipeline, steps: int) -> Iterator[Problem]:
+    """Rows of the plan that steps 1 to `steps` show too often or too seldom.
+
+    After k whole epochs of a part and a begun one each of its rows has been shown k or k + 1 times. Memory: at most
+    4 * ROWS bytes.
+    """
+    samples, rows_there = steps * pipeline.batch, pipeline.plan.rows
+    for low in range(0, rows_there, ROWS):
+        shown = np.zeros(min(ROWS, rows_there - low), np.int32)
+        total = np.zeros(len(pipeline.parts), np.int64)
+        for at in range(0, samples, BLOCK):
+            rows = pipeline.order.rows(np.arange(at, min(at + BLOCK, samples)))
+            total += [int(((rows >= p.first) & (rows < p.first + p.rows)).sum()) for p in pipeline.parts]
+            np.add.at(shown, rows[(rows >= low) & (rows < low + len(shown))] - low, 1)
+        for part, n in zip(pipeline.parts, total.tolist()):
+            first, epochs = max(part.first, low), n // part.rows
+            own = shown[first - low : max(part.first + part.rows - low, 0)]
+            for kind, wrong in (("lost", own < epochs), ("repeated", own > epochs + 1)):
+                for row in (first + np.flatnonzero(wrong)).tolist():
+                    found = pipeline.order.samples_of(np.array([row]), samples)
+                    step = int(found[-1]) // pipeline.batch + 1 if found.size else steps
+                    what = f"found row {row} of the plan {shown[row - low]} times in {steps} steps, last at step {step}"
+                    yield Problem(kind, step, f"{what}, expected {epochs} or {epochs + 1} times")
