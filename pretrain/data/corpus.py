@@ -32,7 +32,9 @@ def prepare_if_needed(
     check(data, "data")
     folder = corpus_folder(data, folder)
     if prepare:
-        prepare_corpus(data.corpus, folder, workers=workers or os.cpu_count() or 1, progress=progress)
+        prepare_corpus(
+            data.corpus, folder, workers=workers or os.cpu_count() or 1, executor=data.executor, progress=progress
+        )
     else:
         require_same_corpus(folder, read_manifest(folder).corpus, data.corpus)
     train, validation = Split(folder, "train"), Split(folder, "validation")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.data.config import (
+    DatasetFolder,
     JsonLines,
     JsonPairs,
     Parquet,
@@ -21,9 +22,12 @@ from pretrain.data.config import (
     StandardLibrary,
     StandardLibraryPairs,
     TextFiles,
+    Warc,
     parts_of,
 )
-from pretrain.data.streams import damage, open_bytes
+from pretrain.data.streams import damage, open_bytes, too_long
+from pretrain.data.tables import dataset_files, table_rows
+from pretrain.data.webpages import Left, web_rows
 from pretrain.errors import UserError
 
 SUFFIXES = {
@@ -31,6 +35,8 @@ SUFFIXES = {
     JsonLines: (".jsonl", ".jsonl.gz", ".jsonl.zst"),
     JsonPairs: (".jsonl", ".jsonl.gz", ".jsonl.zst"),
     Parquet: (".parquet",),
+    DatasetFolder: (".arrow", ".parquet"),
+    Warc: tuple(f"{kind}{packed}" for kind in (".warc", ".wet") for packed in ("", ".gz", ".zst")),
 }
 
 
@@ -62,7 +68,8 @@ def list_files(source: Single) -> list[tuple[str, int]]:
             raise UserError(_nothing_found(pattern, SUFFIXES[type(source)]))
         for path in matches:
             found.setdefault(os.path.realpath(path), path)
-    return sorted((path, os.path.getsize(path)) for path in found.values())
+    chosen = dataset_files(source, list(found.values())) if isinstance(source, DatasetFolder) else found.values()
+    return sorted((path, os.path.getsize(path)) for path in chosen)
 
 
 def list_parts(source: Source) -> list[tuple[str, str, int]]:
@@ -111,10 +118,14 @@ def _standard_library(source: StandardLibrary) -> list[tuple[str, int]]:
 def read_file(source: Single, file: str, dropped: Counter, start: int = 0) -> Iterator[Document]:
     """The file's documents from row `start` on; `dropped` counts, by reason, those that are left out."""
     policy = "skip" if isinstance(source, StandardLibrary) else source.invalid_text
-    readers = {JsonLines: _json_rows, JsonPairs: _json_rows, Parquet: _parquet_rows, StandardLibraryPairs: _functions}
+    readers = {JsonLines: _json_rows, JsonPairs: _json_rows, Parquet: table_rows, StandardLibraryPairs: _functions}
+    readers |= {DatasetFolder: table_rows, Warc: web_rows}
     rows = readers.get(type(source), _text_rows)
     for row, value in rows(source, file):
         if row < start:
+            continue
+        if isinstance(value, Left):
+            dropped[value.reason] += 1
             continue
         where = f"{file} line {row + 1}" if rows is _json_rows else f"{file} row {row}"
         decoded = [_decoded(v, policy, where) for v in (value if isinstance(value, tuple) else (value,))]
@@ -156,11 +167,6 @@ def _decoded(value: bytes | str, policy: str, where: str) -> str | None:
     return data.decode("utf-8" if isinstance(value, bytes) else "utf-16-le", "replace")
 
 
-def _too_long(where: str, limit: int) -> UserError:
-    message = f"{where}: found more than {limit} bytes in one document, expected at most max_document_bytes"
-    return UserError(f"{message}; raise it or split the document")
-
-
 def _text_rows(source: TextFiles | StandardLibrary, file: str) -> Iterator[tuple[int, bytes]]:
     limit = TextFiles.max_document_bytes if isinstance(source, StandardLibrary) else source.max_document_bytes
     try:
@@ -169,7 +175,7 @@ def _text_rows(source: TextFiles | StandardLibrary, file: str) -> Iterator[tuple
     except Exception as e:
         raise damage(e, file) or e from None
     if len(data) > limit:
-        raise _too_long(file, limit)
+        raise too_long(file, limit)
     yield 0, data
 
 
@@ -196,7 +202,7 @@ def _json_rows(source: JsonLines | JsonPairs, file: str) -> Iterator[tuple[int, 
             while line := stream.readline(source.max_document_bytes + 1):
                 where = f"{file} line {row + 1}"
                 if len(line) > source.max_document_bytes:
-                    raise _too_long(where, source.max_document_bytes)
+                    raise too_long(where, source.max_document_bytes)
                 yield row, _texts(fields, line, where) if line.strip() else ("",)
                 row += 1
     except (UserError, GeneratorExit):
@@ -223,30 +229,3 @@ def _texts(fields: tuple[str, ...], line: bytes, where: str) -> tuple[str, ...]:
             message = f"{where}: found {what}, expected text in {field!r}"
             raise UserError(f"{message}; set the source's field or repair the line".replace("\n", " "))
     return tuple(map(str, texts))
-
-
-def _parquet_rows(source: Parquet, file: str) -> Iterator[tuple[int, str | bytes]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UserError("found no pyarrow, expected it for parquet; pip install 'pretrain[parquet]'") from None
-    try:
-        with pq.ParquetFile(file) as parquet:
-            kinds = {f.name: f.type for f in parquet.schema_arrow}
-            texts = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
-            if kinds.get(source.column) not in texts:
-                columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-                message = f"{file}: found columns {columns}, expected text in {source.column!r}"
-                raise UserError(f"{message}; set the source's column".replace("\n", " "))
-            row = 0
-            for batch in parquet.iter_batches(batch_size=256, columns=[source.column]):
-                # Bytes, because pyarrow raises on a whole batch when one string in it is not UTF-8.
-                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    if len(value or b"") > source.max_document_bytes:
-                        raise _too_long(f"{file} row {row}", source.max_document_bytes)
-                    yield row, value or b""
-                    row += 1
-    except (pa.ArrowException, OSError) as e:
-        reason = " ".join(str(e).split())
-        raise UserError(f"{file}: found damaged parquet ({reason}), expected a whole file; copy it anew") from None

@@ -70,3 +70,8 @@ def damage(error: Exception, where: str) -> UserError | None:
     if isinstance(error, (gzip.BadGzipFile, zlib.error)) or type(error).__name__ == "ZstdError":
         return UserError(f"{where}: found damaged compressed data ({error}), expected .gz or .zst; copy it anew")
     return None
+
+
+def too_long(where: str, limit: int) -> UserError:
+    message = f"{where}: found more than {limit} bytes in one document, expected at most max_document_bytes"
+    return UserError(f"{message}; raise it or split the document")
