@@ -138,7 +138,8 @@ def trained(worker, tmp_path_factory) -> Path:
 
 def _missing(code: str) -> list[str]:
     """Optional packages that a block imports and this environment does not have."""
-    return [name for name in ("torch", "transformers") if name in code and importlib.util.find_spec(name) is None]
+    imported = set(re.findall(r"^\s*(?:from|import) (torch|transformers)\b", code, re.MULTILINE))
+    return [name for name in imported if importlib.util.find_spec(name) is None]
 
 
 class Reader:
