@@ -1,5 +1,5 @@
 """A BART of three million parameters restores noisy sources of the standard library: a hundred steps, about a minute on
-two cores."""
+two cores, end at a validation loss of 4.54."""
 
 from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, RunConfig
 from pretrain.configs.bart import bart
