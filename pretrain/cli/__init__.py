@@ -13,9 +13,10 @@ DONE, OURS, YOURS, CHECK, INTERRUPTED = 0, 1, 2, 3, 130
 VERBS = {
     "demo": "a tour on real text: tokenizer, training, resume, samples, export, report",
     "config": "list, show, diff or explain a config",
-    "data": "prepare a corpus, show its numbers, decode the batch of any step",
-    "tokenizer": "train a tokenizer, or show what one does with a text",
+    "data": "prepare a corpus, show its numbers, decode any batch, find a passage's steps, audit a run",
+    "tokenizer": "train a tokenizer, show what one does with a text, compare several",
     "plan": "does it fit, how fast is it, what would help: compiled for chips that are not here",
+    "launch": "start a run on SLURM, GKE, TPU VMs or through SkyPilot",
     "train": "run or resume: the same command again continues",
     "evaluate": "loss, perplexity and bits per byte of a run",
     "generate": "continue a prompt, answer a source, fill masks",

@@ -75,11 +75,7 @@ class Show:
     def __call__(self) -> None:
         from pretrain.data.tokenizer import load_tokenizer
 
-        path = Path(self.path)
-        for run in (path, Path(runs.HOME) / path):
-            if (run / "data" / "tokenizer").is_dir():
-                path = run / "data" / "tokenizer"
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(_place(self.path))
         shown = facts(tokenizer)
         if self.text is not None:
             ids = tokenizer.encode(self.text)
@@ -88,9 +84,60 @@ class Show:
         output.show(shown, self.json)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Tokenizers side by side on some text: tokens, their kinds, speed.
+
+    examples:
+      pretrain tokenizer report --tokenizers smoke llama/tokenizer.json --files english.jsonl german.jsonl code/
+    """
+
+    tokenizers: tuple[str, ...]
+    """Each as for show."""
+    files: tuple[str, ...]
+    """Text files, .jsonl with a field text, .parquet with a column text, or folders of text files."""
+    max_bytes: int = 10_000_000
+    """Read of each of the files."""
+    json: arguments.Json = False
+
+    def __call__(self) -> None:
+        from pretrain.data.tokenizer import load_tokenizer
+        from pretrain.data.tokenizer_report import measure, read_texts
+
+        if not self.tokenizers or not self.files or self.max_bytes < 1:
+            raise UserError(
+                f"found {len(self.tokenizers)} tokenizers, {len(self.files)} files and max_bytes={self.max_bytes}, "
+                "expected 1 or more of each; name them"
+            )
+        loaded = {name: load_tokenizer(_place(name)) for name in self.tokenizers}
+        rows = []
+        for file in self.files:
+            if not any(texts := read_texts(file, self.max_bytes)):
+                raise UserError(f"{file}: found no text, expected some; name another file")
+            rows += [{"file": file, "tokenizer": n, **measure(t, texts)} for n, t in loaded.items()]
+        output.show({"report": rows}, self.json, _table(rows))
+
+
+def _table(rows: list[dict]) -> list[str]:
+    shown = [list(rows[0]), *([output.number(v) for v in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*shown)]
+    texts = ("file", "tokenizer")
+    sides = ["<" if name in texts else ">" for name in rows[0]]
+    return ["  ".join(f"{cell:{side}{n}}" for cell, side, n in zip(row, sides, widths)).rstrip() for row in shown]
+
+
+def _place(name: str) -> Path:
+    """The tokenizer of that path, or of that run."""
+    path = Path(name)
+    for run in (path, Path(runs.HOME) / path):
+        if (run / "data" / "tokenizer").is_dir():
+            return run / "data" / "tokenizer"
+    return path
+
+
 def facts(tokenizer) -> dict:
     specials = {name: getattr(tokenizer, name) for name in ("bos", "eos", "pad", "unk")}
     return {"vocab_size": tokenizer.vocab_size, **specials, "fingerprint": tokenizer.fingerprint}
 
 
-COMMAND = {"train": Train, "show": Show}
+COMMAND = {"train": Train, "show": Show, "report": Report}

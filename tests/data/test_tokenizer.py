@@ -1,5 +1,6 @@
 import pickle
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,38 @@ def test_a_sample_is_bounded_uniform_and_blind_to_order():
     assert len(chosen) == 1000
     assert sample(reversed(texts), 100_000) == chosen
     assert 400 < sum(int(t[:5]) < 2500 for t in chosen) < 600
+
+
+def test_the_memory_of_a_sample_does_not_grow_with_the_corpus():
+    def peak(texts: int) -> int:
+        tracemalloc.start()
+        sample((f"{i:09d}" + "x" * 991 for i in range(texts)), 200_000)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(20_000) < 1.1 * peak(2_000)
+    assert peak(20_000) < 3 * 200_000
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    import tokenizers
+
+    model = tokenizers.ByteLevelBPETokenizer()
+    model.train_from_iterator(CODE, vocab_size=500, special_tokens=["<|endoftext|>"], show_progress=False)
+    folder = tmp_path_factory.mktemp("byte_level")
+    model.save(str(folder / "tokenizer.json"))
+    return load_tokenizer(folder)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+    | st.lists(st.sampled_from([*SPELLED, "<|endoftext|>", "\r\n", "\u00a0", "\ufeff", "e\u0301"])).map("".join)
+)
+def test_every_text_comes_back_exactly_from_bytes_of_hugging_face(byte_level, text):
+    ids = byte_level.encode(text)
+    assert byte_level.bytes_of(ids) == text.encode()
+    assert byte_level.decode(ids) == text
+    assert byte_level.eos not in ids

@@ -1,0 +1,52 @@
+"""A byte that changed on the disk is an error that names the file, or changes nothing: never another batch."""
+
+import random
+
+import numpy as np
+import pytest
+
+from pretrain.data.pack import Packed
+from pretrain.data.pipeline import Pipeline, row_hashes
+from pretrain.data.windows import Split
+from pretrain.errors import UserError
+from tests.data.stored import write_split
+
+FLIPS = 150
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, draw = tmp_path_factory.mktemp("split"), np.random.default_rng(0)
+    write_split(folder, [[draw.integers(1, 30_000, n).tolist() for n in draw.integers(5, 300, 40)]], 256)
+    return folder
+
+
+def everything(split: Split) -> tuple:
+    pipeline = Pipeline(split, Packed(100), batch=1, shuffle=False)
+    rows = range(pipeline.plan.rows)
+    hashes = [row_hashes(pipeline.rows(row)) for row in rows]
+    return hashes, [pipeline.sources(row, 0) for row in rows], split.document_lengths().tolist()
+
+
+@pytest.mark.parametrize("name", ["train-00000.array_record", "train-00000.documents.array_record"])
+def test_a_flipped_bit_is_named_or_changes_nothing(folder, name):
+    expected, path, draw = everything(Split(folder, "train")), folder / name, random.Random(1)
+    data = path.read_bytes()
+    written = [i for i, byte in enumerate(data) if byte]  # the format fills its blocks up with zeros
+    seen = 0
+    try:
+        for place in draw.sample(written, FLIPS):
+            changed = bytearray(data)
+            changed[place] ^= 1 << draw.randrange(8)
+            path.write_bytes(changed)
+            try:
+                assert everything(Split(folder, "train")) == expected
+            except UserError as error:
+                assert str(path) in str(error)
+                seen += 1
+            with pytest.raises(UserError, match=name.replace(".", r"\.")):
+                Split(folder, "train").verify()
+    finally:
+        path.write_bytes(data)
+    assert seen > FLIPS * 0.9
+    Split(folder, "train").verify()
