@@ -38,15 +38,15 @@ class Prepare:
             config.prepared(),
             folder,
             workers=self.workers,
-            progress=lambda p: output.progress(f"{p.done}/{p.units} units, {p.tokens:,} tokens"),
+            progress=lambda p: output.progress(f"{p.job}: {p.done}/{p.units} units, {p.tokens:,} tokens"),
         )
         output.progress("")
-        output.show(numbers(folder), self.json)
+        _show_numbers(folder, self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """The numbers of a prepared corpus: documents, tokens, bytes a token.
+    """The numbers of a prepared corpus: documents, tokens, bytes a token, and what each step kept and dropped.
 
     examples:
       pretrain data show smoke
@@ -58,7 +58,7 @@ class Show:
     json: arguments.Json = False
 
     def __call__(self) -> None:
-        output.show(numbers(_prepared(self.folder)), self.json)
+        _show_numbers(_prepared(self.folder), self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,15 @@ def numbers(folder: Path) -> dict:
         facts[f"{split}_shards"] = len(manifest.shards[split])
     tokens = facts["train_tokens"] + facts["validation_tokens"]
     facts["bytes_per_token"] = (facts["train_text_bytes"] + facts["validation_text_bytes"]) / max(tokens, 1)
-    return {**facts, "dropped": manifest.dropped}
+    return {**facts, "dropped": manifest.dropped, "funnel": manifest.funnel}
+
+
+def _show_numbers(folder: Path, as_json: bool) -> None:
+    from pretrain.data.recipe.funnel import table
+
+    facts = numbers(folder)
+    told = {name: value for name, value in facts.items() if name not in ("dropped", "funnel")}
+    output.show(facts, as_json, [*output.rows(told), "", *table(facts["funnel"])])
 
 
 COMMAND = {"prepare": Prepare, "show": Show, "inspect": Inspect, "audit": Audit}

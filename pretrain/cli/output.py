@@ -10,11 +10,16 @@ def show(facts: dict[str, Any], as_json: bool, lines: list[str] | None = None) -
     if as_json:
         print(json.dumps(facts))
     elif lines is None:
-        rows = {name: value for name, value in flat(facts).items() if value is not None}
-        width = max(map(len, rows), default=0) + 2
-        print("\n".join(f"{name:<{width}}{number(value)}" for name, value in rows.items()))
+        print("\n".join(rows(facts)))
     else:
         print("\n".join(lines))
+
+
+def rows(facts: dict[str, Any]) -> list[str]:
+    """`name  value` of each that is not None."""
+    values = {name: value for name, value in flat(facts).items() if value is not None}
+    width = max(map(len, values), default=0) + 2
+    return [f"{name:<{width}}{number(value)}" for name, value in values.items()]
 
 
 def flat(facts: dict[str, Any]) -> dict[str, Any]:

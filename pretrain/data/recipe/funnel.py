@@ -39,10 +39,11 @@ def reasons(rows: Funnel) -> dict[str, int]:
 
 def table(rows: Funnel) -> list[str]:
     """A line a step, and below it one for each reason."""
-    lines = [f"{'step':<40}{'documents':>14}{'share':>8}{'MB':>12}"]
-    first = max(rows[0]["documents_in"], 1) if rows else 1
-    if rows:
-        lines.append(_line("in", rows[0]["documents_in"], rows[0]["bytes_in"], first))
+    if not rows:  # prepared before funnels were kept
+        return []
+    first = max(rows[0]["documents_in"], 1)
+    lines = [f"{'step':<44}{'documents':>14}{'share':>8}{'MB':>12}"]
+    lines.append(_line("in", rows[0]["documents_in"], rows[0]["bytes_in"], first))
     for row in rows:
         for reason, counts in sorted(row["dropped"].items(), key=lambda item: -item[1]["documents"]):
             lines.append(_line(f"  - {row['step']}: {reason}", counts["documents"], counts["bytes"], first))
@@ -51,4 +52,4 @@ def table(rows: Funnel) -> list[str]:
 
 
 def _line(name: str, documents: int, text_bytes: int, first: int) -> str:
-    return f"{name:<40}{documents:>14,}{documents / first:>8.1%}{text_bytes / 1e6:>12,.2f}"
+    return f"{name:<44}{documents:>14,}{documents / first:>8.1%}{text_bytes / 1e6:>12,.2f}"

@@ -27,6 +27,7 @@ from datatrove.pipeline.filters import (
     GopherRepetitionFilter,
 )
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
+from datatrove.utils.word_tokenizers import load_word_tokenizer
 from loguru import logger
 
 from pretrain.data.recipe import config as recipe
@@ -118,7 +119,10 @@ def _all(calls: list[Callable[[], None]]) -> None:
 
 
 def _words(step: Any) -> Any:
-    return UnicodeWords() if step.words is None else step.words
+    if step.words is None:
+        return UnicodeWords()
+    load_word_tokenizer(step.words)  # raises before any task has begun
+    return step.words
 
 
 def _given(step: Any) -> dict[str, Any]:
