@@ -1,3 +1,4 @@
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Plan:
     overrides: arguments.Overrides = ()
 
     def __call__(self) -> None:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # a plan takes no chip from whoever works on this machine
         from pretrain.plan import chips, report
         from pretrain.plan.plan import plan
 

@@ -18,6 +18,8 @@ SCORES = 10
 """Bytes of one attention score while its layer is differentiated: logits and their gradient in f32, weights in bf16.
 The reference attention, which TPUs and GPUs run, keeps them."""
 
+_STORED: dict[str, dict[str, int]] = {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -63,6 +65,15 @@ def shards(config: RunConfig, devices: int, *axes: str) -> int:
 
 def stored(config: RunConfig, devices: int) -> dict[str, int]:
     """Bytes of one device's parameters, optimizer state and batch: those of the arrays that a run would make."""
+    key = repr(
+        (config.model, config.optimizer, config.mesh, config.rules, config.batch.rows, config.objective, devices)
+    )
+    if key not in _STORED:
+        _STORED[key] = _stored(config, devices)
+    return _STORED[key]
+
+
+def _stored(config: RunConfig, devices: int) -> dict[str, int]:
     import jax.numpy as jnp
 
     from pretrain.plan.program import batch_shapes, bytes_a_device

@@ -10,9 +10,10 @@ from pretrain.models import accounting
 from pretrain.models.config import TransformerConfig
 from pretrain.models.remat import PRESETS as REMATS
 from pretrain.objectives.config import MaskedLm, NextToken, SpanCorruption
-from pretrain.optimizer.config import OptimizerConfig
+from pretrain.optimizer.config import Cosine, OptimizerConfig
 from pretrain.plan import analytic, compiler
 from pretrain.plan.chips import Slice
+from pretrain.sharding.axes import MESH_AXES
 
 KERNEL_EFFICIENCY = 0.6
 """Share of the peak that Pallas kernels are taken to reach; the compiler estimates no cycles for them."""
@@ -40,7 +41,7 @@ def run_of(model: TransformerConfig, rows: int, length: int) -> RunConfig:
         model=model,
         data=DataConfig(corpus=CorpusConfig(source=StandardLibrary(), tokenizer=tokenizer), sequence_length=length),
         objective=objective,
-        optimizer=OptimizerConfig(),
+        optimizer=OptimizerConfig(peak_lr=3e-4, schedule=Cosine(warmup_steps=2000)),
         batch=BatchConfig(rows=rows),
         steps=100_000,
     )
@@ -167,7 +168,7 @@ def _collectives(program: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "kind": c["kind"],
-            "axis": "+".join(c["axes"]) or None,
+            "axis": "+".join(a for a in c["axes"] if a in MESH_AXES) or None,
             "devices": c["size"],
             "count": c["count"],
             "bytes": c["bytes"],
@@ -184,20 +185,26 @@ def _shown(change: Change, on: Slice) -> dict[str, Any]:
 def advice(config: RunConfig, on: Slice, plan: dict[str, Any], quick: analytic.Memory) -> list[Change]:
     """At most two changes, of different kinds where there are: for a run that does not fit, those that would; for one
     that does, those that would be faster. Memory is the plan's peak and what arithmetic says the change adds."""
-    now, limit = plan["step_seconds"][1], plan["memory"]["limit_bytes"]
+    found = _judged(neighbours(config, on), config, on, plan, quick)
+    if not found and not plan["fits"]:
+        found = _judged(twice(config, on), config, on, plan, quick)
+    first = found[:1]
+    others = [c for c in found[1:] if c.options[0] != first[0].options[0]] or found[1:]
+    return first + others[:1]
+
+
+def _judged(candidates, config: RunConfig, on: Slice, plan: dict[str, Any], quick: analytic.Memory) -> list[Change]:
+    """Those that help, the fastest first."""
+    now, limit, found = plan["step_seconds"][1], plan["memory"]["limit_bytes"], []
     base = analytic.seconds(analytic.work(config, on.devices, analytic.stored(config, on.devices)), on)[1]
-    found = []
-    for options, other in neighbours(config, on):
+    for options, other in candidates:
         parts = analytic.stored(other, on.devices)
         peak = plan["memory"]["peak_bytes"] + analytic.memory(other, on.devices, parts).peak - quick.peak
         seconds = analytic.seconds(analytic.work(other, on.devices, parts), on)[1]
         if peak <= limit and (not plan["fits"] or seconds < 0.98 * base):
             relative = seconds / base * now if now else seconds
             found.append(Change(options=options, config=other, peak=peak, seconds=relative))
-    found.sort(key=lambda c: c.seconds)
-    first = found[:1]
-    others = [c for c in found[1:] if c.options[0] != first[0].options[0]] or found[1:]
-    return first + others[:1]
+    return sorted(found, key=lambda c: (c.seconds, c.peak))
 
 
 def neighbours(config: RunConfig, on: Slice) -> list[tuple[tuple[str, ...], RunConfig]]:
@@ -213,6 +220,18 @@ def neighbours(config: RunConfig, on: Slice) -> list[tuple[tuple[str, ...], RunC
     ]
     named = [(_remat_options(config, o[1]) if o[0] == "--remat" else o, c) for o, c in out]
     return [(options, other) for options, other in named if legal(other, on)]
+
+
+def twice(config: RunConfig, on: Slice) -> list[tuple[tuple[str, ...], RunConfig]]:
+    """Another remat and other micro-batches together."""
+    rows = config.batch.rows
+    return [
+        ((*_remat_options(config, name), "--batch.accumulate", str(n)), other)
+        for name in REMATS
+        for n in (2**k for k in range(1, rows.bit_length()))
+        if rows % n == 0
+        and legal(other := replace(with_remat(config, name), batch=replace(config.batch, accumulate=n)), on)
+    ]
 
 
 def legal(config: RunConfig, on: Slice) -> bool:

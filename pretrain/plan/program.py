@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from pretrain.config import RunConfig
 from pretrain.serial import decode
@@ -64,7 +64,7 @@ def lower(config: RunConfig, mesh):
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout(mesh, len(shape)))
             for name, (shape, dtype) in batch_shapes(config).items()
         }
-        batch = gathered(arrays)
+        batch = gathered(cast(Any, arrays))
         step = make_step(build(config.objective), optimizer, config.batch.accumulate)
         lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
     causes = {"parameters": state.model, "optimizer": state.optimizer, "batch": batch}
@@ -78,7 +78,7 @@ def bytes_a_device(tree) -> int:
     import jax
 
     def of(s) -> int:
-        if jax.dtypes.issubdtype(s.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(s.dtype, jax.dtypes.prng_key):
             return 8
         sizes = dict(s.sharding.mesh.shape)
         flat = [a for axes in s.sharding.spec if axes for a in ((axes,) if isinstance(axes, str) else axes)]
@@ -111,7 +111,7 @@ def compile_step(config: RunConfig, topology: str, options: dict[str, Any], save
     facts |= {"compile_seconds": time.perf_counter() - began, "compile_cpu_seconds": time.process_time() - spent}
     if save is not None:
         _save(compiled, save)
-    program = hlo.read(compiled.as_text())
+    program = hlo.read(compiled.as_text() or "")
     return {**facts, "memory": _memory(compiled.memory_analysis()), "program": asdict(program)}
 
 

@@ -30,7 +30,7 @@ def _fits(memory: dict[str, Any], fits: bool) -> list[str]:
     causes.pop("arguments", None)
     parts = "  ".join(f"{name} {gib(v)}" for name, v in causes.items() if v >= 0.05 * GB)
     word = "fits" if fits else "does not fit"
-    return [f" {word:<10}{gib(peak)} of {gib(limit)} GiB, {room}", f" {'':<10}{parts or 'less than 0.1 GiB of each'}"]
+    return [f" {word:<13}{gib(peak)} of {gib(limit)} GiB, {room}", f" {'':<13}{parts or 'less than 0.1 GiB of each'}"]
 
 
 def _speed(plan: dict[str, Any]) -> list[str]:
@@ -41,9 +41,9 @@ def _speed(plan: dict[str, Any]) -> list[str]:
     days, hours = plan["days"], plan["chip_hours"]
     budget = plan["steps"] * plan["tokens_per_step"]
     return [
-        f" {'speed':<10}{duration(likely)} a step ({duration(low)} to {duration(high)})   "
+        f" {'speed':<13}{duration(likely)} a step ({duration(low)} to {duration(high)})   "
         f"{count(plan['tokens_per_second'])} tokens/s   MFU {plan['mfu']:.0%}   limited by: {limits}",
-        f" {'run':<10}{plan['steps']:,} steps, {count(budget)} tokens: {days:.3g} days, {hours:,.0f} chip-hours",
+        f" {'run':<13}{plan['steps']:,} steps, {count(budget)} tokens: {days:.3g} days, {hours:,.0f} chip-hours",
     ]
 
 
@@ -61,25 +61,25 @@ def count(number: float) -> str:
 def _network(plan: dict[str, Any]) -> list[str]:
     rows = sorted(plan["collectives"], key=lambda c: -c["bytes"])
     out = [
-        f" {'network' if i == 0 else '':<10}{c['kind']} x {c['count']:,.0f} over {c['axis'] or c['devices']}: "
+        f" {'network' if i == 0 else '':<13}{c['kind']} x {c['count']:,.0f} over {c['axis'] or f'groups of {c['devices']}'}: "
         f"{c['bytes'] / 1e9:.3g} GB, {'hidden behind computation' if c['asynchronous'] else 'waited for'}"
         for i, c in enumerate(rows[:6])
     ]
     if plan["loops_without_turns"]:
-        out.append(f" {'':<10}{plan['loops_without_turns']} loops say no number of turns and count once")
+        out.append(f" {'':<13}{plan['loops_without_turns']} loops say no number of turns and count once")
     return out
 
 
 def _help(plan: dict[str, Any]) -> list[str]:
     changes = plan["changes"]
     if not changes:
-        return [] if plan["fits"] else [f" {'helps':<10}nothing that was tried; a larger slice or fewer rows"]
+        return [] if plan["fits"] else [f" {'helps':<13}nothing that was tried; a larger slice or fewer rows"]
     now, peak = plan["step_seconds"][1], plan["memory"]["peak_bytes"]
     out = []
     for i, change in enumerate(changes):
         time = f"{change['step_seconds'] - now:+.2f} s, " if now else ""
         room = f"{(change['peak_bytes'] - peak) / GB:+.1f} GiB"
-        out.append(f" {'helps' if i == 0 else '':<10}{change['options']}: {time}{room} (by arithmetic)")
+        out.append(f" {'helps' if i == 0 else '':<13}{change['options']}: {time}{room} (by arithmetic)")
     return out
 
 
