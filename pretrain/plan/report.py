@@ -59,12 +59,12 @@ def count(number: float) -> str:
 
 
 def _network(plan: dict[str, Any]) -> list[str]:
-    rows = sorted(plan["collectives"], key=lambda c: -c["bytes"])
-    out = [
-        f" {'network' if i == 0 else '':<13}{c['kind']} x {c['count']:,.0f} over {c['axis'] or f'groups of {c['devices']}'}: "
-        f"{c['bytes'] / 1e9:.3g} GB, {'hidden behind computation' if c['asynchronous'] else 'waited for'}"
-        for i, c in enumerate(rows[:6])
-    ]
+    out = []
+    for c in sorted(plan["collectives"], key=lambda c: -c["bytes"])[:6]:
+        over = c["axis"] or f"groups of {c['devices']}"
+        waits = "hidden behind computation" if c["asynchronous"] else "waited for"
+        head = "" if out else "network"
+        out.append(f" {head:<13}{c['kind']} x {c['count']:,.0f} over {over}: {c['bytes'] / 1e9:.3g} GB, {waits}")
     if plan["loops_without_turns"]:
         out.append(f" {'':<13}{plan['loops_without_turns']} loops say no number of turns and count once")
     return out
