@@ -1,5 +1,6 @@
 """Random numbers of a row from its key alone, whatever rows are drawn beside it, and on every version of numpy."""
 
+import functools
 import hashlib
 
 import numpy as np
@@ -14,6 +15,7 @@ def row_keys(seed: int, samples: np.ndarray, purpose: str) -> np.ndarray:
     return mix(_word(f"{purpose}:{seed}") + GOLDEN * np.asarray(samples).astype(np.uint64))
 
 
+@functools.lru_cache(maxsize=256)
 def _word(name: str) -> np.uint64:
     return np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8).digest(), "<u8")[0]
 

@@ -31,13 +31,17 @@ def segmented(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.n
 
     Segments count from 1 in each row, 0 is padding; positions restart at each segment. A row's first token begins one.
     """
+    B, T = starts.shape
     begins = starts.copy()
-    begins[:, 0] = True
-    place = np.arange(starts.shape[1], dtype=np.int32)
-    segments = np.cumsum(begins, axis=1, dtype=np.int32)
-    positions = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1, dtype=np.int32)
+    begins[:, :1] = True
+    first = np.flatnonzero(begins).astype(np.int32)  # token of all rows with which each segment begins
+    sizes = np.diff(first, append=np.int32(B * T))
+    number = np.arange(1, len(first) + 1, dtype=np.int32)
+    number -= np.searchsorted(first, first - first % max(T, 1)).astype(np.int32)  # those of the rows before
+    segments = np.repeat(number, sizes).reshape(B, T)
+    positions = (np.arange(B * T, dtype=np.int32) - np.repeat(first, sizes)).reshape(B, T)
     if len(lengths) and lengths.min() < starts.shape[1]:
-        exists = place < lengths[:, None]
+        exists = np.arange(T) < lengths[:, None]
         segments, positions = segments * exists, positions * exists
     return segments, positions
 

@@ -3,6 +3,7 @@
 The stream is all shards in order. Memory: a few numbers for each shard and some open files.
 """
 
+import bisect
 import os
 import threading
 from collections import OrderedDict
@@ -46,7 +47,7 @@ class Split:
         self.tokens, self.documents, self.text_bytes = (
             sum(getattr(s, what) for s in self.shards) for what in ("tokens", "documents", "text_bytes")
         )
-        self._ends = np.cumsum([0] + [s.tokens for s in self.shards])  # entry i: where shard i begins
+        self._ends = np.cumsum([0] + [s.tokens for s in self.shards]).tolist()  # entry i: where shard i begins
         self._readers: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
         problems = [p for shard in self.shards for p in self._size_problems(shard)]
@@ -80,15 +81,15 @@ class Split:
             record, at = self._record(position + done)
             n = min(len(record.tokens) - 1 - at, T - done)
             tokens[done : done + n + 1] = record.tokens[at : at + n + 1]
-            places = record.boundaries
-            places = places[np.searchsorted(places, at) : np.searchsorted(places, at + n, "right")]
-            starts[places.astype(np.int64) + (done - at)] = True
+            if record.boundaries.size:
+                places = record.boundaries.astype(np.int64)
+                starts[places[slice(*places.searchsorted((at, at + n + 1)))] + (done - at)] = True
             done += n
         return done
 
     def records(self) -> Iterator[tuple[int, Record]]:
         """Every record in order, each with the position in the stream at which it begins."""
-        for begin, shard in zip(self._ends.tolist(), self.shards):
+        for begin, shard in zip(self._ends, self.shards):
             for position in range(begin, begin + shard.tokens, self.record_tokens):
                 yield position, self._record(position)[0]
 
@@ -97,7 +98,7 @@ class Split:
         out, end = [], min(position + length, self.tokens)
         at = position
         while at < end:
-            shard = int(np.searchsorted(self._ends, at, "right")) - 1
+            shard = bisect.bisect_right(self._ends, at) - 1
             record, inside = self._record(at)
             before = int(np.searchsorted(record.boundaries, inside, "right"))
             opens_document = record.boundaries.size and record.boundaries[0] == 0  # then it is `first_document` itself
@@ -146,8 +147,8 @@ class Split:
 
     def _record(self, position: int) -> tuple[Record, int]:
         """The record that holds a token, and the token's place in it."""
-        shard = int(np.searchsorted(self._ends, position, "right")) - 1
-        number, inside = divmod(position - int(self._ends[shard]), self.record_tokens)
+        shard = bisect.bisect_right(self._ends, position) - 1
+        number, inside = divmod(position - self._ends[shard], self.record_tokens)
         name = f"{self.shards[shard].name}.array_record"
         record = decode_record(self._read(name, number))
         if record.position != number * self.record_tokens:

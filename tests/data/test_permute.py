@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.permute import permute, unpermute
+from pretrain.data.permute import FEW, permute, unpermute
 
 
 @settings(max_examples=80, deadline=None)
@@ -24,6 +24,14 @@ def test_every_place_leads_back_to_its_index(n, seed, epoch, data):
 def test_a_part_of_the_permutation_is_the_same_as_the_whole():
     whole = permute(np.arange(1000), 1000, seed=3, epoch=1)
     assert [int(permute(i, 1000, seed=3, epoch=1)) for i in (0, 7, 999)] == [whole[i] for i in (0, 7, 999)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(FEW + 1, 10**15), seed=st.integers(0, 2**63 - 1), data=st.data())
+def test_few_numbers_have_the_places_that_they_have_among_many(n, seed, data):
+    index = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=FEW + 1, max_size=FEW + 9)))
+    alone = [int(permute(i, n, seed=seed, epoch=3)) for i in index]
+    assert permute(index, n, seed=seed, epoch=3).tolist() == alone
 
 
 def test_ten_billion_windows_need_no_memory():
