@@ -89,6 +89,11 @@ def prepare(
     if (folder / "manifest.json").is_file():
         return _finished(corpus, folder)
     files = list_parts(corpus.source)
+    if not isinstance(executor, Local) and (relative := [f for _, f, _ in files if not os.path.isabs(f)]):
+        message = (
+            f"found the relative path {relative[0]} for {type(executor).__name__}, expected paths that begin with /"
+        )
+        raise UserError(f"{message}; its tasks may run in another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         units = _plan(corpus, folder, files)
@@ -340,9 +345,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _finish(
-    corpus: CorpusConfig, folder: Path, units: int, tokenizer: Tokenizer, cleaned: Funnel | None
-) -> Manifest:
+def _finish(corpus: CorpusConfig, folder: Path, units: int, tokenizer: Tokenizer, cleaned: Funnel | None) -> Manifest:
     dropped, shards = Counter(), {split: [] for split in SPLITS}
     for number in range(units):
         for split in SPLITS:
