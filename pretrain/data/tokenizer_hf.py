@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain.data.tokenizer import without_surrogates
 from pretrain.errors import UserError
@@ -20,12 +21,12 @@ KNOWN = {  # names to try where no tokenizer_config.json says which token has wh
 
 
 class HFTokenizer:
-    def __init__(self, content: str, roles: dict[str, str]):
-        """`content`: the text of tokenizer.json; `roles`: e.g. {"eos_token": "</s>"}."""
+    def __init__(self, content: str, roles: dict[str, str], model: Any = None):
+        """`content`: the text of tokenizer.json; `roles`: e.g. {"eos_token": "</s>"}; `model`: read from it already."""
         import tokenizers
 
         self.content, self.roles = content, roles
-        self._model = model = tokenizers.Tokenizer.from_str(content)
+        self._model = model = tokenizers.Tokenizer.from_str(content) if model is None else model
         model.no_truncation()
         model.no_padding()
         model.encode_special_tokens = True  # text that spells a special token is text
@@ -45,7 +46,7 @@ class HFTokenizer:
     def load(cls, path: Path) -> "HFTokenizer":
         try:
             content = path.read_text(encoding="utf-8")
-            probe = cls(content, {})
+            model = cls(content, {})._model
         except Exception as e:  # the binding raises bare Exception
             reason = " ".join(str(e).split())[:200]
             raise UserError(f"found no tokenizer in {path} ({reason}), expected a tokenizer.json; copy it anew") from e
@@ -53,16 +54,17 @@ class HFTokenizer:
         for role, names in KNOWN.items():
             stated = _stated_roles(path.parent).get(role)
             for name in (stated,) if stated else names:
-                if probe._model.token_to_id(name) is not None:
+                if model.token_to_id(name) is not None:
                     roles.setdefault(role, name)
-        return cls(content, roles)
+        return cls(content, roles, model)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._model.encode_batch_fast([without_surrogates(t) for t in texts], add_special_tokens=False)
-        return [e.ids if self._special.keys().isdisjoint(e.ids) else self._apart(t) for e, t in zip(encoded, texts)]
+        found = [e.ids for e in encoded]  # each access copies
+        return [ids if self._special.keys().isdisjoint(ids) else self._apart(t) for ids, t in zip(found, texts)]
 
     def _apart(self, text: str) -> list[int]:
         """A unigram model finds its own special tokens in text: cut each after its first character."""
