@@ -1,14 +1,20 @@
-"""Kills a training run at random moments, restarts it, and compares every line it wrote with an undisturbed run.
+"""Kills training or the preparation of its corpus at random moments and compares what is left with an undisturbed run.
 
     python benchmarks/kills.py --kills 20 --seed 0
+    python benchmarks/kills.py --kills 100 --prepare
 
-Each kill is `kill -9`, at a random moment between the start of the process and some steps behind its last checkpoint.
-Prints one line a kill and a summary as JSON; exit code 3 when a loss or a batch differs, or a checkpoint is damaged.
+Each kill is `kill -9`: of training at a random moment between the start of the process and some steps behind its last
+checkpoint; of `data prepare`, with two workers, at a random moment of its time, in a new folder whenever one is done.
+Prints one line a kill and a summary as JSON; exit code 3 when a loss or a batch differs, a checkpoint is damaged, `data
+audit` finds a sample lost or repeated, or a prepared folder has other bytes. The moments are some with a number of
+shards finished and some of the clock.
 """
 
 import argparse
 import json
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -57,14 +63,90 @@ def kill_once(corpus: Path, run: Path, rng: random.Random, steps: int) -> dict:
     return {"killed": alive, "step": step, "checkpoint": newest, "problems": problems}
 
 
+def prepare(source: Path, folder: Path) -> subprocess.Popen:
+    """`data prepare` of many small units."""
+    words = [
+        sys.executable,
+        "-m",
+        "pretrain",
+        "data",
+        "prepare",
+        "runs.smoke",
+        "--data.path",
+        str(folder),
+        "--workers=2",
+    ]
+    words += ["--data.corpus.source", "text-files", "--data.corpus.source.paths", str(source)]
+    words += ["--data.corpus.unit-bytes", "30000", "--data.corpus.record-tokens", "256"]
+    words += ["--data.corpus.tokenizer.vocab-size", "400", "--data.corpus.tokenizer.sample-bytes", "20000"]
+    words += ["--model.vocab-size", "400"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, cwd=tiny.ROOT, env=os.environ | {"PYTHONPATH": str(tiny.ROOT)}, text=True, **pipes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def finished(process: subprocess.Popen) -> None:
+    _, told = process.communicate(timeout=300)
+    if process.returncode:
+        raise SystemExit(f"data prepare failed: {told}")
+
+
+def kill_preparations(source: Path, folder: Path, rng: random.Random, kills: int) -> dict:
+    """Corpora that were finished after any number of kills, and which of them differ from the undisturbed one."""
+    began = time.time()
+    finished(prepare(source, folder / "calm"))
+    seconds, calm = time.time() - began, contents(folder / "calm")
+    shards = sum(name.startswith("train-") and name.endswith(".json") for name in calm)
+    done, different, number, there = 0, [], 0, []
+    while done < kills:
+        here = folder / str(number)
+        process = prepare(source, here)
+        wanted, deadline = rng.randint(0, shards), time.time() + seconds * rng.choice([rng.random(), 3])
+        while process.poll() is None and time.time() < deadline and len(list(here.glob("train-*.json"))) < wanted:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        alive = process.poll() is None
+        process.kill()
+        process.communicate()
+        done += alive
+        units = len(list(here.glob("train-*.json"))) if here.is_dir() else 0
+        there.append(units)
+        print(json.dumps({"killed": alive, "units": units, "manifest": (here / "manifest.json").exists()}), flush=True)
+        if not alive or (here / "manifest.json").exists() or done == kills:
+            finished(prepare(source, here))
+            found = contents(here)
+            different += [f"{number}/{name}" for name in sorted(calm | found) if calm.get(name) != found.get(name)]
+            number += 1
+    return {"kills": done, "corpora": number, "units_at_kills": sorted(there), "different": different}
+
+
+def audited(run: Path, corpus: Path) -> dict:
+    """What `data audit` says of a run: its counts, and its exit code."""
+    words = [sys.executable, "-m", "pretrain", "data", "audit", str(run), "--json"]
+    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT)}
+    done = subprocess.run(words, cwd=corpus.parent, env=environment, capture_output=True, text=True)
+    if not done.stdout:
+        raise SystemExit(f"data audit failed: {done.stderr}")
+    return {**json.loads(done.stdout), "exit": done.returncode}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of the run; default: more than the kills let it reach")
+    parser.add_argument("--prepare", action="store_true", help="kill the preparation of a corpus, not training")
     options = parser.parse_args()
     rng, began = random.Random(options.seed), time.time()
     options.steps = options.steps or 2 * MOST_STEPS * options.kills
+    if options.prepare:
+        with tempfile.TemporaryDirectory() as folder:
+            facts = kill_preparations(text(Path(folder) / "text"), Path(folder), rng, options.kills)
+        print(json.dumps({**facts, "seconds": round(time.time() - began)}))
+        return 3 if facts["different"] else 0
     with tempfile.TemporaryDirectory() as folder:
         corpus, run, calm = text(Path(folder) / "text"), Path(folder) / "killed", Path(folder) / "calm"
         tiny.finish(tiny.start(corpus, calm, f"steps={options.steps}"))
@@ -74,7 +156,7 @@ def main() -> int:
             kills.append(kill_once(corpus, run, rng, options.steps))
             print(json.dumps(kills[-1]), flush=True)
         tiny.finish(tiny.start(corpus, run, f"steps={options.steps}"))
-        lines = tiny.lines(run)
+        lines, audit = tiny.lines(run), audited(run, corpus)
     different = [(x["step"], k) for x in lines for k in SAME if x[k] != reference[x["step"]][k]]
     summary = {
         "kills": sum(k["killed"] for k in kills),
@@ -83,10 +165,11 @@ def main() -> int:
         "missing_steps": options.steps - len({x["step"] for x in lines}),
         "different": different,
         "unreadable_checkpoints": [k for k in kills if k["problems"]],
+        "audit": audit,
         "seconds": round(time.time() - began),
     }
     print(json.dumps(summary))
-    return 3 if different or summary["missing_steps"] or summary["unreadable_checkpoints"] else 0
+    return 3 if audit["exit"] or different or summary["missing_steps"] or summary["unreadable_checkpoints"] else 0
 
 
 if __name__ == "__main__":
