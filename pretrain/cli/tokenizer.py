@@ -36,6 +36,9 @@ class Train:
                 "add --data.corpus.tokenizer train-sentence-piece"
             )
         check(corpus, "data.corpus")
+        if corpus.steps:
+            message = f"found {len(corpus.steps)} data.corpus.steps, expected none: prepare cleans and trains in one go"
+            raise UserError(f"{message}; run pretrain data prepare and take tokenizer/ of its folder")
         folder = runs.must_be_new(self.to)
         from pretrain.data.sources import list_parts
         from pretrain.data.tokenizer import load_tokenizer

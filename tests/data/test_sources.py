@@ -95,6 +95,54 @@ def test_invalid_unicode_follows_the_policy_and_is_counted(tmp_path, policy, kep
     assert dropped["invalid text"] == (2 if policy == "skip" else 0)
 
 
+def test_links_that_lead_nowhere_or_in_a_circle_are_no_files(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nothing")
+    (tmp_path / "one.txt").symlink_to(tmp_path / "two.txt")
+    (tmp_path / "two.txt").symlink_to(tmp_path / "one.txt")
+    for folder in (str(tmp_path), str(tmp_path / "**")):
+        assert read(TextFiles(paths=(folder,))) == ["a"]
+    with pytest.raises(UserError, match="found nothing at .*one.txt, expected a file"):
+        read(TextFiles(paths=(str(tmp_path / "one.txt"),)))
+
+
+def test_empty_files_are_counted_and_are_no_documents(tmp_path):
+    for name, data in (("a.jsonl", b""), ("b.jsonl.gz", gzip.compress(b"")), ("c.jsonl.zst", b""), ("d.jsonl", LINES)):
+        (tmp_path / name).write_bytes(data)
+    assert read(JsonLines(paths=(str(tmp_path),))) == TEXTS
+    (tmp_path / "e.txt").write_bytes(b"")
+    dropped = Counter()
+    assert list(read_file(TextFiles(paths=("-",)), str(tmp_path / "e.txt"), dropped)) == []
+    assert dropped == {"empty": 1}
+
+
+@pytest.mark.parametrize("kind", [TextFiles, JsonLines])
+def test_a_line_of_a_gigabyte_is_refused_in_bounded_memory(tmp_path, kind):
+    import tracemalloc
+
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.truncate(10**9)  # holes: no byte of it is on the disk
+    tracemalloc.start()
+    with pytest.raises(UserError, match="more than 1000000 bytes in one document, expected at most max_document_bytes"):
+        read(kind(paths=(str(path),), max_document_bytes=1_000_000))
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [TextFiles, JsonLines])
+def test_a_gzip_bomb_is_refused_in_bounded_memory(tmp_path, kind):
+    import tracemalloc
+
+    path, packed = tmp_path / "a.jsonl.gz", gzip.compress(bytes(10_000_000))
+    path.write_bytes(packed * 100)  # a gigabyte in a hundred members
+    tracemalloc.start()
+    with pytest.raises(UserError, match="more than 1000000 bytes"):
+        read(kind(paths=(str(path),), max_document_bytes=1_000_000))
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
 def test_a_compressed_bomb_is_read_in_bounded_memory(tmp_path):
     import tracemalloc
 
