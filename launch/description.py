@@ -79,14 +79,14 @@ class Launch:
 
     def command(self, coordinator: str, process: str) -> str:
         """The shell's words for one process; the arguments are shell expressions."""
-        words = ["pretrain", "train", *self.train, "--run", self.run, "--json"]
+        words = ["python3", "-m", "pretrain", "train", *self.train, "--run", self.run, "--json"]
         line = shlex.join(words)
         if self.hosts > 1:
             line += f' --coordinator "{coordinator}:{PORT}" --processes {self.hosts} --process "{process}"'
         return line
 
     def prepare(self) -> list[str]:
-        """Lines that make `pretrain` a command."""
+        """Lines that let Python find pretrain."""
         if self.image:
             return []
         if self.venv:

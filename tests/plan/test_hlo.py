@@ -1,0 +1,102 @@
+"""Reading a program: loops turn, fusions count once, collectives that are spread over fusions are one."""
+
+import pytest
+
+from pretrain.plan import hlo
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%fused_matmul (p.0: bf16[128,256], p.1: bf16[256,512]) -> bf16[128,512] {
+  %p.0 = bf16[128,256]{1,0} parameter(0)
+  %p.1 = bf16[256,512]{1,0} parameter(1)
+  ROOT %conv.1 = bf16[128,512]{1,0} convolution(%p.0, %p.1), dim_labels=bf_io->bf
+}
+
+%body (state: (s32[], bf16[128,256])) -> (s32[], bf16[128,256]) {
+  %state = (s32[], /*index=1*/bf16[128,256]{1,0}) parameter(0)
+  %x = bf16[128,256]{1,0} get-tuple-element(%state), index=1
+  %w = bf16[64,512]{1,0} constant({...})
+  %all-gather.1 = bf16[256,512]{1,0} all-gather(%w), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %fusion.1 = bf16[128,512]{1,0} fusion(%x, %all-gather.1), kind=kOutput, calls=%fused_matmul, metadata={op_name="a" frame={
+}}, backend_config={"window_config":{"estimated_cycles":"1000"}}
+  ROOT %out = (s32[], bf16[128,256]{1,0}) tuple(%x, %x)
+}
+
+%condition (state: (s32[], bf16[128,256])) -> pred[] {
+  %state = (s32[], bf16[128,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %turns = s32[] constant(7)
+  ROOT %lt = pred[] compare(%i, %turns), direction=LT
+}
+
+%async_collective_fusion.1 (p: f32[1024]) -> f32[4096] {
+  %p = f32[1024]{0} parameter(0)
+  %all-gather.2 = f32[4096]{0} all-gather(%p), channel_id=9, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %start = f32[4096]{0} custom-call(%all-gather.2), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_done.1 (p: f32[1024]) -> f32[4096] {
+  %p = f32[1024]{0} parameter(0)
+  ROOT %all-gather.3 = f32[4096]{0} all-gather(%p), channel_id=9, replica_groups={{0,1,2,3}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[1024]) -> f32[4096] {
+  %a = f32[1024]{0} parameter(0)
+  %t = (s32[], bf16[128,256]{1,0}) tuple(%a)
+  %while.1 = (s32[], bf16[128,256]{1,0}) while(%t), condition=%condition, body=%body{known}
+  %sum = f32[1024]{0} all-reduce(%a), channel_id=3, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, to_apply=%add
+  %never = f32[1024]{0} fusion(%a), kind=kLoop, calls=%x, backend_config={"estimated_cycles":"9223372036854775807"}
+  %kernel = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"flops":"500"}
+  %s = f32[4096]{0} fusion(%a), kind=kCustom, calls=%async_collective_fusion.1
+  ROOT %d = f32[4096]{0} fusion(%a), kind=kCustom, calls=%async_collective_done.1
+}
+"""
+KNOWN = ', backend_config={"known_trip_count":{"n":"5"}}'
+
+
+@pytest.mark.parametrize(("known", "turns"), [("", 7), (KNOWN, 5)])
+def test_a_body_counts_as_often_as_its_loop_turns(known, turns):
+    program = hlo.read(PROGRAM.replace("{known}", known))
+    assert program.cycles == 1000 * turns
+    assert program.flops == 2 * 128 * 256 * 512 * turns
+    assert program.endless == 0
+
+
+def test_a_loop_without_a_bound_counts_once_and_is_told():
+    program = hlo.read(PROGRAM.replace("{known}", "").replace("direction=LT", "direction=NE"))
+    assert (program.cycles, program.endless) == (1000, 1)
+
+
+def test_collectives_by_kind_axis_and_whether_they_hide():
+    found = {c.kind + "/" + ("hidden" if c.asynchronous else "waits"): c for c in hlo.read(PROGRAM).collectives}
+    assert set(found) == {"all-gather/waits", "all-gather/hidden", "all-reduce/waits"}
+    gather, hidden, reduce = found["all-gather/waits"], found["all-gather/hidden"], found["all-reduce/waits"]
+    assert (gather.size, gather.count, gather.bytes) == (4, 7, 7 * 256 * 512 * 2 * 3 / 4)
+    assert (hidden.count, hidden.bytes) == (1, 4096 * 4 * 3 / 4)
+    assert (reduce.axes, reduce.size, reduce.bytes) == (("fsdp",), 4, 2 * 1024 * 4 * 3 / 4)
+
+
+def test_a_kernel_says_its_own_flops():
+    program = hlo.read(PROGRAM)
+    assert (program.kernels, program.kernel_flops) == (1, 500)
+
+
+@pytest.mark.parametrize(
+    ("written", "axes", "size"),
+    [
+        ("replica_groups={{0,2},{1,3}}", (), 2),
+        ("replica_groups=[16,4]<=[64]", (), 4),
+        ("replica_groups=mesh['data'=2,'stage'=1,'fsdp'=4,'tensor'=8] {'fsdp','tensor'}", ("fsdp", "tensor"), 32),
+        ("source_target_pairs={{0,1},{1,2},{2,0}}", (), 3),
+    ],
+)
+def test_groups_are_read_however_they_are_written(written, axes, size):
+    assert hlo.groups(f", channel_id=1, {written}, dimensions={{0}}") == (axes, size)
+
+
+def test_padding_of_a_convolution_is_no_work():
+    line = "%c = f32[4,8,16]{2,1,0} convolution(%a, %b), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
+    operation = hlo._operation(line)
+    assert operation is not None
+    flops = hlo._product_flops(operation, {"a": "f32[4,8,32]", "b": "f32[3,32,16]"})
+    assert flops == 2 * 4 * 16 * 32 * (3 * 8 - 2)

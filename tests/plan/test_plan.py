@@ -1,0 +1,167 @@
+"""Plans by arithmetic, and one that is compiled."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pretrain import cli, presets
+from pretrain.errors import UserError
+from pretrain.plan import analytic, compiler, program, report
+from pretrain.plan.chips import parse
+from pretrain.plan.plan import plan, with_remat
+from pretrain.plan.search import search
+from pretrain.sharding import mesh as meshes
+from pretrain.sharding import place
+from pretrain.sharding.mesh import MeshConfig
+from pretrain.state import create, make_optimizer
+
+RUNS = [name for name in presets.names() if name.startswith("runs.")]
+BIG = {"runs.pretrain_gpt3_175b": "v5p-1024", "runs.pretrain_bert_large": "v5e-16"}
+SMALL = ("runs.smoke", "runs.demo")
+
+
+def run(name="runs.smoke"):
+    return presets.load_run(name)
+
+
+@pytest.mark.parametrize("name", ["runs.smoke", "runs.smoke_bert", "runs.smoke_t5"])
+@pytest.mark.parametrize(("mesh", "rules"), [((1, 8, 1), "fsdp"), ((2, 2, 2), "fsdp_tp"), ((8, 1, 1), "dp")])
+def test_bytes_of_parameters_and_optimizer_are_those_of_a_run(name, mesh, rules):
+    data, fsdp, tensor = mesh
+    config = replace(run(name), mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor), rules=rules, simulate=None)
+    real = meshes.build(config.mesh, jax.devices()[:8])
+    optimizer = make_optimizer(config, jnp.dtype("float32"))
+    with place.use(real, analytic.rules_of(config)):
+        state = create(config, optimizer, jnp.dtype("float32"), real)
+
+    def held(tree) -> int:
+        first = real.devices.flat[0]
+        return sum(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == first)
+
+    parts = analytic.stored(config, 8)
+    assert parts["parameters"] == held(state.model)
+    assert parts["optimizer"] == held(state.optimizer)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_quick_plan_of_every_run(name):
+    on = parse(BIG.get(name, "v5p-8" if "smoke" in name or "demo" in name else "v5p-128"))
+    config = run(name)
+    found = plan(config, on, quick=True)
+    low, likely, high = found["step_seconds"]
+    assert 0 < low <= likely <= high
+    assert 0 < found["mfu"] < 1
+    assert found["fits"], report.lines(name, found)
+    assert found["tokens_per_second"] == pytest.approx(found["tokens_per_step"] / likely)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_run_that_does_not_fit_says_by_how_much_and_what_would():
+    config = with_remat(run("runs.pretrain_llama2_7b"), "none")
+    on = parse("v5p-128")
+    found = plan(config, on, quick=True)
+    assert not found["fits"]
+    assert len(found["changes"]) == 2
+    for change in found["changes"]:
+        other = presets.overrides(config, change["options"].split())
+        assert plan(other, on, quick=True)["fits"], change
+    told = "\n".join(report.lines("x", found))
+    assert "does not fit" in told
+    assert "too many" in told
+    assert found["changes"][0]["options"] in told
+
+
+@pytest.mark.parametrize("remat", ["none", "save_dots", "save_qkv", "full"])
+def test_what_is_computed_again_is_time_and_what_is_kept_is_memory(remat):
+    config, on = run("runs.pretrain_llama2_7b"), parse("v5p-128")
+    full, other = plan(config, on, quick=True), plan(with_remat(config, remat), on, quick=True)
+    assert other["flops"] <= full["flops"]
+    assert other["memory"]["peak_bytes"] >= full["memory"]["peak_bytes"]
+    assert other["model_flops"] == full["model_flops"]
+
+
+def test_a_search_orders_legal_meshes_and_marks_the_best():
+    rows = search(run("runs.pretrain_llama2_7b"), parse("v5p-128"), compiles=6, quick=True)
+    times = [row["step_seconds"] for row in rows]
+    assert len(rows) == 6
+    assert times == sorted(times)
+    assert rows[0]["best"]
+    assert len(report.table(rows)) == 7
+
+
+def test_batches_have_the_arrays_of_the_objective():
+    shapes = program.batch_shapes(run("runs.smoke_t5"))
+    assert {"tokens", "encoder_tokens", "targets", "weights"} <= set(shapes)
+    assert all(shape[0] == run("runs.smoke_t5").batch.rows for shape, _ in shapes.values())
+
+
+def test_the_compilers_refusal_is_read():
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory in memory space hbm. "
+        "Used 16.03G of 15.75G hbm. Exceeded hbm capacity by 285.00M."
+    )
+    other = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: program (16.03G) exceeds available HBM (15.75G)"
+    wanted = {"peak": pytest.approx(16.03 * 2**30), "limit": pytest.approx(15.75 * 2**30)}
+    assert program.refusal(message) == wanted
+    assert program.refusal(other) == wanted
+    assert program.refusal("INTERNAL: something else") is None
+
+
+def test_a_plan_is_kept_until_something_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+    monkeypatch.setattr(compiler, "require_libtpu", lambda: None)
+    monkeypatch.setattr(compiler, "_run", lambda request, on: calls.append(request) or {"answer": len(calls)})
+    config, on = run(), parse("v5e-4")
+    assert compiler.cached(config, on) is None
+    assert compiler.compiled(config, on) == {"answer": 1, "cached": False}
+    assert compiler.compiled(config, on) == {"answer": 1, "cached": True}
+    assert compiler.cached(config, on) == {"answer": 1, "cached": True}
+    assert compiler.compiled(replace(config, steps=7), on) == {"answer": 2, "cached": False}
+    assert compiler.compiled(config, parse("v5e-8")) == {"answer": 3, "cached": False}
+
+
+def test_without_the_compiler_one_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"found no libtpu.*expected it.*pip install 'pretrain\[tpu\]'"):
+        compiler.require_libtpu()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("llama.llama2_7b", "--on", "v5p-128"), "add --batch ROWS --sequence LENGTH"),
+        (("runs.smoke", "--on", "v5e-4", "--batch", "8"), "use --batch.rows"),
+        (("runs.smoke", "--on", "h100:8"), "add --quick"),
+        (("runs.smoke", "--on", "v5e-4", "--mesh.tensor", "3", "--quick"), "mesh"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(capsys, words, said):
+    assert cli.main(["plan", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_model_alone_is_planned_with_a_batch(capsys):
+    words = ["bert.base", "--on", "v5e-16", "--batch", "64", "--sequence", "512", "--quick", "--json"]
+    assert cli.main(["plan", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'pretrain[tpu]'")
+def test_a_tiny_run_compiles_for_a_slice_and_arithmetic_agrees_about_its_arrays(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = plan(run(), parse("v5e:2x2"), save=str(tmp_path / "step"))
+    quick = plan(run(), parse("v5e:2x2"), quick=True)
+    assert found["fits"]
+    for cause in ("parameters_bytes", "optimizer_bytes", "batch_bytes"):
+        assert found["memory"][cause] == quick["memory"][cause]
+    assert found["cycles"] > 0
+    assert found["loops_without_turns"] == 0
+    assert found["flops"] >= found["model_flops"]
+    assert any(c["kind"] == "all-gather" and c["axis"] == "fsdp" for c in found["collectives"])
+    assert (tmp_path / "step").stat().st_size > 0
