@@ -19,7 +19,7 @@ from pretrain.serial import changes, decode, encode, shown
 
 SAFE = ("mesh", "rules", "simulate", "log", "checkpoint", "evals", "batch.accumulate", "data.path", "data.workers")
 SAFE += ("data.read_threads", "data.prefetch", "objective.loss.chunk", "model.decoder.remat", "model.encoder.remat")
-SAFE += ("model.decoder.unroll", "model.encoder.unroll")
+SAFE += ("model.decoder.unroll", "model.encoder.unroll", "data.executor")
 """May change at any resume: they change where and how the run computes, not what."""
 
 REFUSED = ("model", "data.corpus", "data.sequence_length", "data.seed", "data.shuffle", "seed", "start_from")
