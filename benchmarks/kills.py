@@ -104,7 +104,9 @@ def kill_preparations(source: Path, folder: Path, rng: random.Random, kills: int
     while done < kills:
         here = folder / str(number)
         process = prepare(source, here)
-        wanted, deadline = rng.randint(0, shards), time.time() + seconds * rng.choice([rng.random(), 3])
+        before = len(list(here.glob("train-*.json")))
+        wanted = rng.randint(before, shards + 1)
+        deadline = time.time() + seconds * rng.choice([rng.random(), 3])
         while process.poll() is None and time.time() < deadline and len(list(here.glob("train-*.json"))) < wanted:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))

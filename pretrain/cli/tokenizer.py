@@ -70,7 +70,7 @@ class Show:
     """
 
     path: Positional[str]
-    """A sentencepiece .model, a Hugging Face tokenizer.json, a folder that holds one, or a run."""
+    """A sentencepiece .model, a Hugging Face tokenizer.json, a folder that holds one, a prepared folder, or a run."""
     text: str | None = None
     """Shown as tokens."""
     json: arguments.Json = False
@@ -130,12 +130,10 @@ def _table(rows: list[dict]) -> list[str]:
 
 
 def _place(name: str) -> Path:
-    """The tokenizer of that path, or of that run."""
+    """The tokenizer of that path, of that prepared folder or of that run."""
     path = Path(name)
-    for run in (path, Path(runs.HOME) / path):
-        if (run / "data" / "tokenizer").is_dir():
-            return run / "data" / "tokenizer"
-    return path
+    places = [folder / "tokenizer" for folder in (path, path / "data", Path(runs.HOME) / path / "data")]
+    return next((place for place in places if place.is_dir()), path)
 
 
 def facts(tokenizer) -> dict:

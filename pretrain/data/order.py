@@ -39,9 +39,9 @@ class Epochs:
     def rows(self, samples: np.ndarray) -> np.ndarray:
         epochs, places = np.divmod(samples, self.count)
         if self.shuffle:
-            for epoch in np.unique(epochs):
+            for epoch in set(epochs.tolist()):
                 now = epochs == epoch
-                places[now] = permute(places[now], self.count, seed=self.seed, epoch=int(epoch))
+                places[now] = permute(places[now], self.count, seed=self.seed, epoch=epoch)
         return places + self.first
 
     def samples_of(self, rows: np.ndarray, until: int) -> np.ndarray:

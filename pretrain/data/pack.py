@@ -39,7 +39,9 @@ def segmented(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.n
     number = np.arange(1, len(first) + 1, dtype=np.int32)
     number -= np.searchsorted(first, first - first % max(T, 1)).astype(np.int32)  # those of the rows before
     segments = np.repeat(number, sizes).reshape(B, T)
-    positions = (np.arange(B * T, dtype=np.int32) - np.repeat(first, sizes)).reshape(B, T)
+    positions = np.arange(B * T, dtype=np.int32)
+    positions -= np.repeat(first, sizes)
+    positions = positions.reshape(B, T)
     if len(lengths) and lengths.min() < starts.shape[1]:
         exists = np.arange(T) < lengths[:, None]
         segments, positions = segments * exists, positions * exists
@@ -55,14 +57,15 @@ def pack(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Batch:
     """
     T = tokens.shape[1] - 1
     segments, positions = segmented(starts[:, :T], lengths)
-    weights = ~starts[:, 1:] & (segments > 0)
-    return {
-        "tokens": tokens[:, :T] * (segments > 0),
-        "targets": tokens[:, 1:] * weights,
-        "positions": positions,
-        "segments": segments,
-        "weights": weights.astype(np.float32),
-    }
+    inputs, targets, ends = tokens[:, :T].copy(), tokens[:, 1:].copy(), starts[:, 1:]
+    if len(lengths) and lengths.min() < T:
+        padding = segments == 0
+        inputs[padding] = 0
+        ends = ends | padding
+    targets[ends] = 0
+    weights = np.ones(ends.shape, np.float32)
+    weights[ends] = 0
+    return {"tokens": inputs, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
 
 
 def moved_left(keep: np.ndarray, *arrays: np.ndarray, width: int | None = None) -> list[np.ndarray]:

@@ -69,7 +69,8 @@ def _walk(network: Callable, index: np.ndarray | int, n: int, seed: int | str, e
     if x.size and int(x.max()) >= n:
         raise IndexError(f"index {int(x.max())} is outside [0, {n})")
     if network is _scramble and x.size <= FEW:
-        places = [_place(i, n, bits, keys.tolist()) for i in x.ravel().tolist()]
+        plain = keys.tolist()
+        places = [_place(i, n, bits, plain) for i in x.ravel().tolist()]
         return np.array(places, np.int64).reshape(np.shape(index))
     out = network(x, bits, keys)
     while (outside := out >= n).any():

@@ -83,7 +83,9 @@ class Split:
             tokens[done : done + n + 1] = record.tokens[at : at + n + 1]
             if record.boundaries.size:
                 places = record.boundaries.astype(np.int64)
-                starts[places[slice(*places.searchsorted((at, at + n + 1)))] + (done - at)] = True
+                if n < len(record.tokens) - 1:
+                    places = places[slice(*places.searchsorted((at, at + n + 1)))]
+                starts[places + (done - at)] = True
             done += n
         return done
 
