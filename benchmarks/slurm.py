@@ -57,7 +57,7 @@ def cluster(folder: Path):
         (folder / name).mkdir()
     config = folder / "slurm.conf"
     config.write_text(CONFIG.format(host=host, folder=folder, cpus=os.cpu_count()))
-    (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nIgnoreSystemd=yes\n")
     environment = {**os.environ, "SLURM_CONF": str(config)}
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))

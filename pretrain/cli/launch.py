@@ -18,7 +18,7 @@ class Launch:
     examples:
       pretrain launch runs.pretrain_llama_1b --on slurm --slice h100:64 --run /shared/runs/llama --dry-run
       pretrain launch runs.pretrain_llama_1b --on gke --slice v5p-128 --image gcr.io/me/pretrain --run gs://bucket/llama
-      pretrain launch runs.pretrain_llama_1b --on tpu-vm --slice v5e-16 --project me --zone us-west4-a --run gs://b/r
+      pretrain launch runs.pretrain_llama_1b --on tpu-vm --slice v5p-128 --project me --zone us-east5-a --run gs://b/r
       pretrain launch runs.smoke --on slurm --nodes 1 --venv /shared/venv --run /shared/runs/smoke --steps 20
     """
 
