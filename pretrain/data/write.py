@@ -97,8 +97,8 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         units = _plan(corpus, folder, files)
-        for stale in folder.glob("*.tmp-*"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        if isinstance(executor, Local):
+            _sweep(folder)
         cleaned = None
         if corpus.steps:
             done = lambda job, n, of: progress(Progress(n, of, 0, 0, job))  # noqa: E731
@@ -108,8 +108,15 @@ def prepare(
         _check_specials(corpus, tokenizer)
         if not isinstance(executor, Local):
             _write_elsewhere(corpus, folder, units, executor)
+            _sweep(folder)  # not before: tasks of a killed command may have been writing
         _write_units(corpus, folder, units, workers, progress)
         return _finish(corpus, folder, len(units), tokenizer, cleaned)
+
+
+def _sweep(folder: Path) -> None:
+    """Takes away what a kill left half written."""
+    for stale in folder.glob("*.tmp-*"):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
 def _finished(corpus: CorpusConfig, folder: Path) -> Manifest:
@@ -199,6 +206,7 @@ def _tokenizer(corpus: CorpusConfig, folder: Path, units: list[Unit]) -> Tokeniz
             require_same_tokenizer(folder, tokenizer.fingerprint, given)
         return tokenizer
     temporary = folder / "tokenizer.tmp-0"
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     if isinstance(recipe, TokenizerFile):
         load_tokenizer(recipe.path).save(temporary)
@@ -241,7 +249,7 @@ def _write_units(corpus: CorpusConfig, folder: Path, units: list, workers: int, 
             state["tokens"] += facts["tokens"]
             state["documents"] += facts["documents"]
         state["done"] += 1
-        progress(Progress(units=len(units), **state))
+        progress(Progress(state["done"], len(units), state["tokens"], state["documents"]))
 
     for number in range(len(units)):
         if all(_shard_json(folder, split, number).is_file() for split in SPLITS):
@@ -282,7 +290,7 @@ def _write_elsewhere(corpus: CorpusConfig, folder: Path, units: list[Unit], exec
         raise UserError(f"{message}; pip install 'pretrain[prepare]'") from None
     folder = folder.absolute()
     units = [replace(u, clean=u.clean and u.clean.absolute()) for u in units]
-    logs = folder / "tokenize.tmp-0"
+    logs = folder / "tokenize"
     job = Job("tokenize", len(units), [Call(partial(_write_numbered, corpus, folder, units))])
     run_job(job, logs, executor, 1, lambda *_: None)
     shutil.rmtree(logs)

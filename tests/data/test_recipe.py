@@ -141,6 +141,8 @@ def test_what_stays_leads_back_to_its_source_line(dirty, cleaned):
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(dirty, cleaned, tmp_path):
     seen = []
+    (tmp_path / "c/clean").mkdir(parents=True)
+    (tmp_path / "c/clean/00000.jsonl.zst.tmp-1").write_bytes(b"left by a kill")
     prepare(corpus(dirty), tmp_path / "c", workers=3, progress=seen.append)
     assert content(tmp_path / "c") == content(cleaned)
     jobs = {p.job.split("-")[-1] for p in seen}

@@ -35,6 +35,8 @@ def clean(steps: tuple[Step, ...], units: list, folder: Path, executor: Executor
         made = phases(steps, units, work.absolute(), folder.absolute())
         for job in made.jobs:
             run_job(job, work / "logs" / job.name, executor, workers, progress)
+        for stale in folder.glob("*.tmp-*"):  # of a kill; no task is left that could be writing it
+            stale.unlink()
         write_json(done, [row for written in made.written for row in _summed(written, len(units))])
     if work.is_dir():
         shutil.rmtree(work)

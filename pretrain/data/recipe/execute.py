@@ -36,7 +36,8 @@ def run_job(job: Job, logs: Path, executor: Executor, workers: int, progress: Pr
         job.before()
     if isinstance(executor, Local):
         _locally(engine, missing, workers, lambda done: progress(job.name, job.tasks - len(missing) + done, job.tasks))
-    elif isinstance(engine, _Slurm):
+    elif isinstance(executor, Slurm):
+        assert isinstance(engine, _Slurm)
         _on_slurm(engine, executor.poll, lambda left: progress(job.name, job.tasks - left, job.tasks))
     else:
         _on_ray(engine, executor)
@@ -110,7 +111,7 @@ def _on_slurm(engine: _Slurm, poll: float, progress: Callable[[int], None]) -> N
     if "SLURM_ARRAY_TASK_ID" in os.environ:
         message = "found a task of a Slurm array, expected a login node or a job of one task"
         raise UserError(f"{message}; begin the command there, it submits the arrays itself")
-    noted = Path(engine.logging_dir.resolve_paths("submitted.json"))
+    noted = Path(str(engine.logging_dir.resolve_paths("submitted.json")))
     job = json.loads(noted.read_text()) if noted.is_file() else None
     if job is None or not _queued(job):  # one that a killed command submitted goes on without it
         try:
@@ -128,7 +129,7 @@ def _on_slurm(engine: _Slurm, poll: float, progress: Callable[[int], None]) -> N
         time.sleep(poll)
 
 
-def _queued(job: str) -> bool:
+def _queued(job: object) -> bool:
     answer = subprocess.run(["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True)
     return answer.returncode == 0 and bool(answer.stdout.strip())
 

@@ -22,7 +22,8 @@ JSON = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 def build_index(files: list[str], words: str | WordTokenizer, config: NGramsDecontConfig, folder: Path) -> None:
     """The hashes of all runs of `config.n_grams` words, one file an evaluation file."""
     folder.mkdir(parents=True, exist_ok=True)
-    hashed, tokenizer = create_hash_func(config.hash_config), load_word_tokenizer(words)
+    hashed: Any = create_hash_func(config.hash_config)
+    tokenizer = load_word_tokenizer(words)
     for number, file in enumerate(files):
         hashes = set()
         for text in _texts(file):

@@ -105,7 +105,7 @@ def phases(steps: tuple[recipe.Step, ...], units: list, work: Path, clean: Path)
     except ImportError as e:
         raise UserError(f"found no package: {' '.join(str(e).split())}; expected all of pretrain[prepare]") from None
     except ValueError as e:  # of load_word_tokenizer
-        found = [step.words for step in steps if getattr(step, "words", None) is not None]
+        found = [words for step in steps if (words := getattr(step, "words", None)) is not None]
         raise UserError(f"found words={found} ({e}), expected languages of datatrove; set words to None") from None
     finally:
         logger.enable("datatrove")
@@ -189,5 +189,5 @@ def _near(step: recipe.NearDuplicates, folder: Path, phases: Phases) -> tuple[li
         ("pairs", step.buckets, [MinhashDedupBuckets(signatures, pairs, config=config, lines_to_buffer=1000)]),
         ("clusters", 1, [MinhashDedupCluster(pairs, clusters, config, lines_to_buffer=1000)]),
     )
-    jobs = [Job(f"{n + i:02d}-{name}", tasks, pipeline) for i, (name, tasks, pipeline) in enumerate(stages)]
+    jobs = [Job(f"{n + i:02d}-{name}", tasks, list(pipeline)) for i, (name, tasks, pipeline) in enumerate(stages)]
     return jobs, MinhashDedupFilter(clusters)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
@@ -51,7 +52,7 @@ class Languages(BaseFilter):
     def __init__(self, languages: tuple[str, ...], threshold: float, model: str | None):
         super().__init__()
         self.languages, self.threshold, self.model = languages, threshold, model
-        self._loaded = None
+        self._loaded: Any = None
         if model is not None and not Path(model).is_file():
             message = f"found no file {model}, expected a fastText language model, as lid.176.bin"
             raise UserError(f"{message}; copy it there, or leave model out to use py3langid")
