@@ -181,6 +181,7 @@ def test_all_axes_at_once_give_the_losses_of_one_device(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_layout_gives_twenty_losses_of_one_device(name):
     check(name, LAYOUTS, steps=20)
