@@ -93,7 +93,7 @@ class Plan:
 
 
 def _command() -> str:
-    words = sys.argv[1:]
+    words = [w for w in sys.argv[1:] if w != "--debug"]
     if "--page" in words:
         at = words.index("--page")
         words = words[:at] + words[at + 2 :]
