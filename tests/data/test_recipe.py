@@ -209,3 +209,15 @@ def test_pairs_are_not_cleaned(tmp_path):
     source = JsonPairs(paths=("a.jsonl",))
     with pytest.raises(UserError, match="steps: found 1 for a source of pairs, expected none"):
         check(corpus_of(tmp_path, source=source, steps=(Normalise(),)))
+
+
+def test_a_unit_of_which_nothing_stays_is_empty_in_every_phase(tmp_path):
+    texts = {"a": ["short"], "b": [prose(i) for i in range(12)] * 2, "c": [""], "d": ["four words are here"]}
+    (tmp_path / "texts").mkdir()
+    for name, part in texts.items():
+        (tmp_path / f"texts/{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    source = JsonLines(paths=(str(tmp_path / "texts"),))
+    recipe = (GopherQuality(), ExactDuplicates(), NearDuplicates(), ExactDuplicates())
+    prepare(corpus_of(tmp_path, source=source, steps=recipe, unit_bytes=1), tmp_path / "c")
+    funnel = json.loads((tmp_path / "c/manifest.json").read_text())["funnel"]
+    assert [row["documents"] for row in funnel] == [26, 24, 12, 12, 12, 12]
