@@ -3,17 +3,19 @@
     python benchmarks/data.py                    mosaicml-streaming and datasets join where installed
     python benchmarks/data.py --rounds 3 --millions 8 --text 4
 
-Every loader reads the same documents in one process on one core, a batch of 8 rows of 2049 tokens (int32) a time, in
-random order; they take turns. Ours also gives targets, positions, segments and weights, and checks every record.
+Every loader reads the same documents in a process of its own on one core, a batch of 8 rows of 2049 tokens (int32) a
+time, in random order; they take turns. Ours also gives targets, positions, segments and weights, and checks records.
 Prints one line a loader and a summary as JSON; exit code 3 where ours is not first of the libraries or under a target.
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -121,35 +123,58 @@ def _written(folder: Path, records: np.ndarray) -> Path:
     return path
 
 
-def loaders(folder: Path, texts: list[np.ndarray]) -> dict[str, Batches]:
-    stream = np.concatenate(texts)
-    records = stream[: len(stream) // TOKENS * TOKENS].reshape(-1, TOKENS)
-    (folder / "ours").mkdir()
-    out = {
-        "ours": ours(folder / "ours", texts, prefetch=False),
-        "ours, a thread ahead": ours(folder / "ours", texts, prefetch=True),
-        "numpy memmap": memmap(folder, records),
-        "ArrayRecord": array_record(folder, records),
-        "Grain, defaults": grain_loader(folder, records, tuned=False),
-        "Grain, tuned": grain_loader(folder, records, tuned=True),
-    }
-    for name, module, build in (("MosaicML", "streaming", mosaic), ("datasets", "datasets", hugging_face)):
-        if importlib.util.find_spec(module):
-            out[name] = build(folder, records)
-    return out
+LOADERS: dict[str, tuple[str, Callable[..., Batches]]] = {
+    "ours": ("pretrain", functools.partial(ours, prefetch=False)),
+    "ours, a thread ahead": ("pretrain", functools.partial(ours, prefetch=True)),
+    "numpy memmap": ("numpy", memmap),
+    "ArrayRecord": ("array_record", array_record),
+    "Grain, defaults": ("grain", functools.partial(grain_loader, tuned=False)),
+    "Grain, tuned": ("grain", functools.partial(grain_loader, tuned=True)),
+    "MosaicML": ("streaming", mosaic),
+    "datasets": ("datasets", hugging_face),
+}
+"""The package that each needs, and its batches."""
 
 
-def rates(sides: dict[str, Batches], rounds: int, batches: int) -> dict[str, float]:
-    """Median over the rounds of tokens a CPU second, all threads counted."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(-1, rounds):  # one round to warm up
+def serve(name: str, millions: float) -> None:
+    """Answers each number of batches, once they are read, with the CPU seconds of this process and all its threads."""
+    texts = documents(millions)
+    with tempfile.TemporaryDirectory() as folder:
+        stream = np.concatenate(texts)
+        records = stream[: len(stream) // TOKENS * TOKENS].reshape(-1, TOKENS)
+        batches = LOADERS[name][1](Path(folder), texts if name.startswith("ours") else records)
+        for line in sys.stdin:
+            read = sum(next(batches).size for _ in range(int(line)))
+            print("read", read, time.process_time(), flush=True)
+        os._exit(0)  # threads of some libraries would complain that their files are gone
+
+
+def rates(options: argparse.Namespace) -> dict[str, float]:
+    """Median over the rounds of tokens a CPU second; what a loader reads ahead between its turns is counted too."""
+    command = [sys.executable, __file__, "--millions", str(options.millions), "--serve"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    names = [name for name, (package, _) in LOADERS.items() if importlib.util.find_spec(package)]
+    sides = {name: subprocess.Popen([*command, name], **pipes) for name in names}
+    found: dict[str, list[float]] = {name: [] for name in names}
+    before: dict[str, float] = {}
+    for turn in range(options.rounds + 1):  # the first warms up
         for name, side in sides.items():
-            began, tokens = time.process_time(), 0
-            for _ in range(batches):
-                tokens += next(side).size
-            if turn >= 0:
-                found[name].append(tokens / (time.process_time() - began))
+            tokens, seconds = _ask(side, options.batches)
+            if turn:
+                found[name].append(tokens / (seconds - before[name]))
+            before[name] = seconds
+    for side in sides.values():
+        side.communicate()
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _ask(side: subprocess.Popen, batches: int) -> tuple[int, float]:
+    side.stdin.write(f"{batches}\n")
+    side.stdin.flush()
+    for line in side.stdout:
+        if line.startswith("read "):  # libraries print too
+            return int(line.split()[1]), float(line.split()[2])
+    raise SystemExit(f"{side.args} ended with {side.wait()}")
 
 
 def tokenisation(folder: Path, megabytes: float, rounds: int) -> dict[str, float]:
@@ -196,11 +221,13 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=300, help="of each loader in a round")
     parser.add_argument("--millions", type=float, default=30, help="of tokens in the corpus")
     parser.add_argument("--text", type=float, default=10, help="MB to tokenize; 0: none")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if options.serve:
+        serve(options.serve, options.millions)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        found = rates(loaders(folder, documents(options.millions)), options.rounds, options.batches)
+        folder, found = Path(name), rates(options)
         for side, rate in sorted(found.items(), key=lambda kv: -kv[1]):
             print(f"{side:<22}{rate / 1e6:8.1f} M tokens a CPU second", flush=True)
         speed = tokenisation(folder, options.text, min(options.rounds, 3)) if options.text else {}
