@@ -1,12 +1,15 @@
 """What a run wrote down is compared with what it must have seen; each kind of wrong is found."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pretrain.data.audit import Log, batch_problems, log_problems, order_problems, token_problems
+from pretrain.data.config_mixture import Mixture, Phase, Weight
+from pretrain.data.mixture import Mixed, Part
 from pretrain.data.order import Epochs
 from pretrain.data.pack import Packed
 from pretrain.data.pipeline import Pipeline, batch_hash
@@ -85,3 +88,20 @@ def test_an_order_that_leaves_a_row_out_for_another_is_found(pipeline, shuffle, 
     monkeypatch.setattr("pretrain.data.audit.ROWS", 10)
     assert {kind for kind, _ in found(order_problems(flawed, 2 * n // 6 + 1))} == {"lost", "repeated"}
     assert not found(order_problems(pipeline, 2 * n // 6 + 1))
+
+
+def test_parts_that_are_read_at_their_own_pace_are_whole_each():
+    mixture = Mixture(
+        phases=(
+            Phase(weights=(Weight(name="a", weight=3), Weight(name="b", weight=1))),
+            Phase(weights=(Weight(name="b"),), step=40),
+        )
+    )
+    parts = [Part("a", 0, 23, 23), Part("b", 23, 31, 31)]
+    order = Mixed(mixture, parts, batch=4, seed=1, shuffle=True)
+    pipeline: Any = SimpleNamespace(order=order, parts=parts, batch=4, plan=SimpleNamespace(rows=54))
+    for steps in (1, 10, 39, 60, 200):
+        assert not found(order_problems(pipeline, steps))
+    order._orders[1] = Flawed(31, "1:b", True, 23)
+    order._orders[0] = Flawed(23, "1:a")
+    assert {kind for kind, _ in found(order_problems(pipeline, 60))} == {"lost", "repeated"}
