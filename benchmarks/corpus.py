@@ -103,7 +103,7 @@ def prose(folder: Path) -> Iterator[str]:
                     rows = csv.DictReader(io.TextIOWrapper(packed.open(name), "utf-8"))
                     yield from (row["text"] for row in rows if row.get("text"))  # first, so that both languages fit
     for path in sorted((folder / "botocore").rglob("service-2.json.gz")):
-        yield from _documentation(json.loads(gzip.decompress(path.read_bytes())))
+        yield "\n\n".join(_documentation(json.loads(gzip.decompress(path.read_bytes()))))  # of a service
     for package in DEBIAN:
         for path in sorted((folder / package).rglob("*")):
             if path.suffix in (".html", ".txt", ".rst", ".gz") and path.is_file() and not path.is_symlink():
