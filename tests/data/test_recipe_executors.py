@@ -64,7 +64,9 @@ def test_slurm_gives_the_bytes_of_one_machine_also_after_it_lost_tasks(dirty, cl
 
 def test_slurm_that_is_not_there_is_an_error(dirty, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match=r"found that sbatch failed .*, expected a Slurm cluster; run it where it works"):
+    with pytest.raises(
+        UserError, match=r"found that sbatch failed .*, expected a Slurm cluster; run it where it works"
+    ):
         prepare(corpus(dirty), tmp_path / "c", executor=Slurm(partition="cpu"))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     with pytest.raises(UserError, match="found a task of a Slurm array, expected a login node"):
