@@ -102,7 +102,7 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_no_files(tmp_path):
     (tmp_path / "two.txt").symlink_to(tmp_path / "one.txt")
     for folder in (str(tmp_path), str(tmp_path / "**")):
         assert read(TextFiles(paths=(folder,))) == ["a"]
-    with pytest.raises(UserError, match="found nothing at .*one.txt, expected a file"):
+    with pytest.raises(UserError, match=r"found nothing at .*one\.txt, expected a file"):
         read(TextFiles(paths=(str(tmp_path / "one.txt"),)))
 
 
