@@ -38,6 +38,16 @@ class Memory:
     def peak(self) -> int:
         return sum(vars(self).values())
 
+    @property
+    def stored(self) -> int:
+        """From one step to the next, with the batch."""
+        return self.parameters + self.optimizer + self.batch
+
+    @property
+    def passing(self) -> int:
+        """Within a step."""
+        return self.peak - self.stored
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:

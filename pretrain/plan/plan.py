@@ -184,7 +184,8 @@ def _shown(change: Change, on: Slice) -> dict[str, Any]:
 
 def advice(config: RunConfig, on: Slice, plan: dict[str, Any], quick: analytic.Memory) -> list[Change]:
     """At most two changes, of different kinds where there are: for a run that does not fit, those that would; for one
-    that does, those that would be faster. Memory is the plan's peak and what arithmetic says the change adds."""
+    that does, those that would be faster. Memory is what is stored, and the rest of the plan's peak as much larger or
+    smaller as arithmetic says."""
     found = _judged(neighbours(config, on), config, on, plan, quick)
     if not found and not plan["fits"]:
         found = _judged(twice(config, on), config, on, plan, quick)
@@ -199,7 +200,8 @@ def _judged(candidates, config: RunConfig, on: Slice, plan: dict[str, Any], quic
     base = analytic.seconds(analytic.work(config, on.devices, analytic.stored(config, on.devices)), on)[1]
     for options, other in candidates:
         parts = analytic.stored(other, on.devices)
-        peak = plan["memory"]["peak_bytes"] + analytic.memory(other, on.devices, parts).peak - quick.peak
+        then = analytic.memory(other, on.devices, parts)
+        peak = then.stored + (plan["memory"]["peak_bytes"] - quick.stored) * then.passing / quick.passing
         seconds = analytic.seconds(analytic.work(other, on.devices, parts), on)[1]
         if peak <= limit and (not plan["fits"] or seconds < 0.98 * base):
             relative = seconds / base * now if now else seconds

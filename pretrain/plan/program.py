@@ -94,7 +94,8 @@ def compile_step(config: RunConfig, topology: str, options: dict[str, Any], save
     from pretrain.plan import hlo
     from pretrain.sharding import mesh as meshes
 
-    description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    megacore = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}  # else a v4 is two devices
+    description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **megacore)
     mesh = meshes.build(config.mesh, list(description.devices))
     began = time.perf_counter()
     lowered, causes = lower(config, mesh)
