@@ -17,7 +17,7 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
   %x = bf16[128,256]{1,0} get-tuple-element(%state), index=1
   %w = bf16[64,512]{1,0} constant({...})
   %all-gather.1 = bf16[256,512]{1,0} all-gather(%w), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
-  %fusion.1 = bf16[128,512]{1,0} fusion(%x, %all-gather.1), kind=kOutput, calls=%fused_matmul, metadata={op_name="a" frame={
+  %fusion.1 = bf16[128,512]{1,0} fusion(%x, %all-gather.1), kind=kOutput, calls=%fused_matmul, m={f={
 }}, backend_config={"window_config":{"estimated_cycles":"1000"}}
   ROOT %out = (s32[], bf16[128,256]{1,0}) tuple(%x, %x)
 }
