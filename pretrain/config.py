@@ -6,7 +6,7 @@ from typing import Literal
 from pretrain.data.config import DataConfig, TrainSentencePiece
 from pretrain.errors import check
 from pretrain.models.config import LearnedPositions, MoeConfig, TransformerConfig
-from pretrain.objectives.config import NextToken, Objective, SequencePairs
+from pretrain.objectives.config import NextToken, Objective, PrefixLm, SequencePairs
 from pretrain.optimizer.config import OptimizerConfig
 from pretrain.sharding.mesh import MeshConfig
 from pretrain.sharding.rules import AxisRules
@@ -122,6 +122,10 @@ class RunConfig:
                 not self.evals.translations or isinstance(self.objective, SequencePairs),
                 f"evals.translations={self.evals.translations}: found {type(self.objective).__name__}, only "
                 "SequencePairs translates; set it to 0",
+            ),
+            (
+                self.data.packing == "split" or isinstance(self.objective, NextToken | PrefixLm),
+                f"data.packing={self.data.packing}: {type(self.objective).__name__} has its own rows; set it to split",
             ),
             *((holds, f"objective: {message}") for holds, message in self.objective.run_checks(self.model, self.data)),
             *((holds, f"optimizer.{message}") for holds, message in self.optimizer.step_checks(self.steps)),

@@ -29,7 +29,7 @@ from pretrain.metrics.sinks import Recorder, read_lines
 from pretrain.models import accounting, tree
 from pretrain.objectives.build import build as build_objective
 from pretrain.objectives.config_parts import both
-from pretrain.objectives.transforms import transform
+from pretrain.objectives.transforms import rows_of
 from pretrain.opened import with_parameters
 from pretrain.optimizer.schedules import learning_rate
 from pretrain.sharding import mesh as meshes
@@ -106,7 +106,7 @@ def train(
         if speaks:
             _write_facts(config, run, preset)
         feed, objective = Feed(mesh, config.batch.rows), build_objective(config.objective)
-        rows = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
+        rows = rows_of(config, tokenizer)
         job = Job(
             config=config,
             run=run,

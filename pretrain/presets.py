@@ -181,7 +181,8 @@ def settable(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     for f in fields(config):
         name, now = f"{path}.{f.name}" if path else f.name, getattr(config, f.name)
         holds_classes = isinstance(now, tuple) and any(is_dataclass(item) for item in now)
-        plain, classes = flags.plain(hints[f.name]) is not None, flags.classes(hints[f.name])
+        plain = flags.plain(hints[f.name]) is not None
+        classes = flags.classes(hints[f.name]) if get_origin(hints[f.name]) is not tuple else ()
         another = plain or len(flags.options(hints[f.name])) > 1
         if (plain or classes) and (another or not is_dataclass(now)) and not holds_classes:
             out[name] = (hints[f.name], now)

@@ -118,11 +118,11 @@ def pipeline_of(run: str):
     """(pipeline, tokenizer) of a run whose corpus is prepared."""
     from pretrain.data.corpus import prepare_if_needed
     from pretrain.data.pipeline import Pipeline
-    from pretrain.objectives.transforms import transform
+    from pretrain.objectives.transforms import rows_of
 
     config, folder = data_of(run)
     train, _, tokenizer = prepare_if_needed(config.prepared(), folder, prepare=False)
-    rule = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
+    rule = rows_of(config, tokenizer)
     return Pipeline.from_config(train, rule, config.data, config.batch.rows), tokenizer
 
 

@@ -267,6 +267,9 @@ class CorpusConfig:
         )
 
 
+Packing = Literal["split", "fit"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A corpus and the way in which a run reads it."""
@@ -279,6 +282,8 @@ class DataConfig:
     mixture: Mixture | None = None
     """How much of each part of `Sources` is read; None: all of every part once an epoch."""
     sequence_length: int = 1024
+    packing: Packing = "split"
+    """split: the stream cut into rows. fit: whole documents as long as they fit a row, little padding."""
     shuffle: bool = True
     seed: int = 0
     workers: int = 0
@@ -296,6 +301,7 @@ class DataConfig:
                 "set it to None",
             ),
             (self.sequence_length > 0, f"sequence_length={self.sequence_length}: expected a positive number of tokens"),
+            (self.packing in ("split", "fit"), f"packing={self.packing}: expected split or fit"),
             (self.seed >= 0, f"seed={self.seed}: expected 0 or more"),
             (self.workers >= 0, f"workers={self.workers}: expected 0 or more processes"),
             (self.read_threads >= 0, f"read_threads={self.read_threads}: expected 0 or more threads"),

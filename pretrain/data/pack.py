@@ -1,9 +1,11 @@
-"""Windows as rows of a batch: "concatenate and split" packing."""
+"""Documents side by side in the rows of a batch."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.data.config import Packing
+from pretrain.data.fit import Fit
 from pretrain.data.plan import Plan, Windows
 from pretrain.data.rows import Batch, Raw
 from pretrain.data.windows import Split
@@ -14,16 +16,21 @@ class Packed:
     """Rows of `length` tokens in which each token but a document's last has its successor as target."""
 
     length: int
+    packing: Packing = "split"
 
     @property
     def room(self) -> int:
         return self.length
 
     def plan(self, split: Split) -> Plan:
-        return Windows(split.tokens, self.length)
+        return planned(split, self.length, self.packing)
 
     def __call__(self, raw: Raw) -> Batch:
         return pack(raw.tokens, raw.starts, raw.lengths)
+
+
+def planned(split: Split, length: int, packing: Packing) -> Plan:
+    return Fit.of(split, length) if packing == "fit" else Windows(split.tokens, length)
 
 
 def segmented(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

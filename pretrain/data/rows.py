@@ -68,7 +68,7 @@ def _read(split: Split, plan: Plan, room: int, rows: np.ndarray, draws: Draws, o
     for b, row in enumerate(rows):
         at = 0
         for position, n in plan.runs(int(row)):
-            starts[b, at] = False  # the run before may have marked what followed it
+            starts[b, at] = at > 0  # a run is of other text than the one before it
             at += split.fill(position, tokens[b, at : at + n + 1], starts[b, at : at + n + 1])
         lengths[b] = at
     return Raw(tokens=tokens, starts=starts, lengths=lengths, draws=draws, others=others)

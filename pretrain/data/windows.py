@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Split:
 
     def __init__(self, folder: str | os.PathLike, name: str, part: str | None = None):
         """`part`: only this one of a corpus of several."""
-        self.folder, self.name = Path(folder), name
+        self.folder, self.name, self.part = Path(folder), name, part
         manifest = read_manifest(self.folder)
         self.fingerprint, self.vocab_size = manifest.tokenizer, manifest.vocab_size
         self.record_tokens = manifest.record_tokens
@@ -128,6 +129,23 @@ class Split:
                 data = self._read(f"{shard.name}.documents.array_record", record)
                 out.append(np.frombuffer(data, "<i8").reshape(-1, DOCUMENT_FIELDS)[:, -1])
         return np.concatenate(out) if out else np.zeros(0, np.int64)
+
+    @cached_property
+    def _windows(self) -> np.ndarray:
+        """Entry i: the first window of shard i."""
+        return np.cumsum([0] + [-(-shard.documents // DOCUMENTS_A_RECORD) for shard in self.shards])
+
+    @property
+    def windows(self) -> int:
+        """Groups of at most 1024 neighbouring documents of a shard."""
+        return int(self._windows[-1])
+
+    def window_lengths(self, window: int) -> np.ndarray:
+        """int64, tokens of each document of a window."""
+        shard = int(np.searchsorted(self._windows, window, "right")) - 1
+        name = f"{self.shards[shard].name}.documents.array_record"
+        data = self._read(name, window - int(self._windows[shard]))
+        return np.frombuffer(data, "<i8").reshape(-1, DOCUMENT_FIELDS)[:, -1]
 
     def verify(self) -> None:
         """Reads every file; raises UserError naming each that does not have the manifest's sha256."""

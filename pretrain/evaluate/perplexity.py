@@ -22,7 +22,7 @@ from pretrain.objectives.batch import Objective
 from pretrain.objectives.build import build
 from pretrain.objectives.config import NextToken
 from pretrain.objectives.config import Objective as ObjectiveConfig
-from pretrain.objectives.transforms import transform
+from pretrain.objectives.transforms import rows_of
 from pretrain.opened import OpenRun
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
@@ -95,7 +95,7 @@ def evaluate(
     with place.use(mesh, PRESETS["dp"]()):
         split = Split(corpus_folder(config.data, opened.path / "data"), "validation")
         assert opened.tokenizer is not None
-        rows = transform(config.objective, opened.tokenizer, config.data.sequence_length, config.model)
+        rows = rows_of(config, opened.tokenizer)
         evaluator = Evaluator(config, build(config.objective), rows, split, Feed(mesh, config.batch.rows))
         model = jax.device_put(opened.model, NamedSharding(mesh, jax.P()))
         facts = {"step": opened.step, **evaluator(model, batches)}

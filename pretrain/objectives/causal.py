@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.data.pack import counted, pack, segmented
+from pretrain.data.config import Packing
+from pretrain.data.pack import counted, pack, planned, segmented
 from pretrain.data.plan import Plan, Windows
 from pretrain.data.rows import Batch, Raw
 from pretrain.data.vocabulary import Vocabulary
@@ -25,13 +26,14 @@ class PrefixRows:
     """
 
     length: int
+    packing: Packing = "split"
 
     @property
     def room(self) -> int:
         return self.length
 
     def plan(self, split: Split) -> Plan:
-        return Windows(split.tokens, self.length)
+        return planned(split, self.length, self.packing)
 
     def __call__(self, raw: Raw) -> Batch:
         batch = pack(raw.tokens, raw.starts, raw.lengths)

@@ -1,9 +1,11 @@
 """The host's half of an objective."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from pretrain.config import RunConfig
 from pretrain.data.pack import Packed
 from pretrain.data.rows import Transform
 from pretrain.data.tokenizer import Tokenizer
@@ -20,6 +22,12 @@ from pretrain.objectives.noise import NoisyRows
 from pretrain.objectives.pairs import JoinedPairRows, PairRows
 from pretrain.objectives.sentences import SentenceRows
 from pretrain.objectives.spans import SpanRows
+
+
+def rows_of(config: RunConfig, tokenizer: Tokenizer) -> Transform:
+    """The rows that a run reads: see `transform`."""
+    rows = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
+    return replace(rows, packing=config.data.packing) if isinstance(rows, Packed | PrefixRows) else rows
 
 
 def transform(config: c.Objective, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:
