@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pretrain import errors
 from pretrain.cli import flags
@@ -181,8 +181,7 @@ def settable(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     for f in fields(config):
         name, now = f"{path}.{f.name}" if path else f.name, getattr(config, f.name)
         holds_classes = isinstance(now, tuple) and any(is_dataclass(item) for item in now)
-        plain = flags.plain(hints[f.name]) is not None
-        classes = flags.classes(hints[f.name]) if get_origin(hints[f.name]) is not tuple else ()
+        plain, classes = flags.plain(hints[f.name]) is not None, flags.classes(hints[f.name])
         another = plain or len(flags.options(hints[f.name])) > 1
         if (plain or classes) and (another or not is_dataclass(now)) and not holds_classes:
             out[name] = (hints[f.name], now)
@@ -205,6 +204,8 @@ def _with(config: C, name: str, words: list[str], also: tuple[str, ...]) -> C:
     if len(words) == 1 and (choices := _choices(annotation, now, words[0])):
         return _replaced(config, name.split("."), choices[0])
     spelled = flags.plain(annotation)
+    if not words and get_origin(spelled) is tuple and Ellipsis in get_args(spelled):
+        return _replaced(config, name.split("."), ())
     try:
         if spelled is None:
             raise ValueError
