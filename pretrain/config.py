@@ -124,6 +124,10 @@ class RunConfig:
                 "SequencePairs translates; set it to 0",
             ),
             (
+                not self.data.lengths or isinstance(self.objective, NextToken | PrefixLm),
+                f"data.lengths: {type(self.objective).__name__} has its own lengths; leave them out",
+            ),
+            (
                 self.data.packing == "split" or isinstance(self.objective, NextToken | PrefixLm),
                 f"data.packing={self.data.packing}: {type(self.objective).__name__} has its own rows; set it to split",
             ),

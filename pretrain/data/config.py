@@ -271,6 +271,20 @@ Packing = Literal["split", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """From a step on, until the next one of these, documents are cut after so many tokens of their row.
+
+    The arrays and the tokens of a step stay what they are: a row of 4096 tokens holds eight documents of 512. The
+    warm-up of Li et al. 2021 (arXiv:2108.06084), and mixed lengths (Pouransari et al. 2024, arXiv:2405.13226).
+    """
+
+    choices: tuple[int, ...]
+    """Each row has one of these lengths, drawn at random."""
+    step: int = 0
+    """Finished steps before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A corpus and the way in which a run reads it."""
 
@@ -282,6 +296,8 @@ class DataConfig:
     mixture: Mixture | None = None
     """How much of each part of `Sources` is read; None: all of every part once an epoch."""
     sequence_length: int = 1024
+    lengths: tuple[Lengths, ...] = ()
+    """Shorter documents from some steps on, in rows that stay as long; (): as long as a row."""
     packing: Packing = "split"
     """split: the stream cut into rows. fit: whole documents as long as they fit a row, little padding."""
     shuffle: bool = True
@@ -301,6 +317,17 @@ class DataConfig:
                 "set it to None",
             ),
             (self.sequence_length > 0, f"sequence_length={self.sequence_length}: expected a positive number of tokens"),
+            (
+                [one.step for one in self.lengths] == sorted({one.step for one in self.lengths}),
+                f"lengths: found steps {[one.step for one in self.lengths]}, expected ascending ones",
+            ),
+            (
+                all(
+                    one.choices and min(one.choices) > 0 and max(one.choices) <= self.sequence_length
+                    for one in self.lengths
+                ),
+                f"lengths: expected choices from 1 to sequence_length={self.sequence_length}, one or more each",
+            ),
             (self.packing in ("split", "fit"), f"packing={self.packing}: expected split or fit"),
             (self.seed >= 0, f"seed={self.seed}: expected 0 or more"),
             (self.workers >= 0, f"workers={self.workers}: expected 0 or more processes"),

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pretrain.data.config import DataConfig
+from pretrain.data.config import DataConfig, Lengths
 from pretrain.data.config_mixture import Mixture
 from pretrain.data.draws import row_keys
 from pretrain.data.mixture import Mixed, Part
 from pretrain.data.order import Epochs, Order
 from pretrain.data.plan import Joined, Plan
 from pretrain.data.processes import die_with_parent
-from pretrain.data.rows import Batch, Raw, Transform, read
+from pretrain.data.rows import Batch, Raw, Transform, cut, read
 from pretrain.data.windows import Piece, Split
 from pretrain.errors import UserError
 
@@ -37,6 +37,7 @@ class Pipeline:
     seed: int = 0
     shuffle: bool = True
     mixture: Mixture | None = None
+    lengths: tuple[Lengths, ...] = ()
 
     def __post_init__(self):
         if not self.split.tokens:
@@ -45,7 +46,7 @@ class Pipeline:
 
     @classmethod
     def from_config(cls, split: Split, transform: Transform, data: DataConfig, batch: int) -> "Pipeline":
-        return cls(split, transform, batch, data.seed, data.shuffle, data.mixture)
+        return cls(split, transform, batch, data.seed, data.shuffle, data.mixture, data.lengths)
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -84,7 +85,9 @@ class Pipeline:
     def raw(self, step: int, rows: slice = slice(None)) -> Raw:
         """Rows of the global batch of `step`, before the transform."""
         keys = row_keys(self.seed, self.samples(step, rows), "train")
-        return read(self.split, self.plan, self.transform.room, self.windows(step, rows), keys)
+        raw = read(self.split, self.plan, self.transform.room, self.windows(step, rows), keys)
+        now = [one for one in self.lengths if one.step <= step]
+        return cut(raw, now[-1].choices) if now else raw
 
     def rows(self, step: int, rows: slice = slice(None)) -> Batch:
         """Rows of the global batch of `step`: see the transform for the arrays."""

@@ -1,6 +1,6 @@
 """What an objective makes of text: from runs of the token stream to the rows of a batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -72,6 +72,13 @@ def _read(split: Split, plan: Plan, room: int, rows: np.ndarray, draws: Draws, o
             at += split.fill(position, tokens[b, at : at + n + 1], starts[b, at : at + n + 1])
         lengths[b] = at
     return Raw(tokens=tokens, starts=starts, lengths=lengths, draws=draws, others=others)
+
+
+def cut(raw: Raw, choices: tuple[int, ...]) -> Raw:
+    """The same text, documents cut at every multiple of a length, which is drawn for each row."""
+    drawn = np.array(choices)[raw.draws.below("length", np.full((len(raw.lengths), 1), len(choices)))]
+    places = np.arange(raw.starts.shape[1])
+    return replace(raw, starts=raw.starts | ((places % drawn == 0) & (places > 0) & (places < raw.lengths[:, None])))
 
 
 def shapes(transform: Transform) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
