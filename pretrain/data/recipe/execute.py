@@ -136,7 +136,7 @@ def _queued(job: object) -> bool:
 
 def _on_ray(engine: PipelineExecutor, executor: Ray) -> None:
     try:
-        import ray
+        import ray  # type: ignore  # an extra
     except ImportError:
         raise UserError("found no ray, expected it for the Ray executor; pip install ray") from None
     try:

@@ -81,7 +81,7 @@ class Languages(BaseFilter):
             from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
             return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-        from fasttext.FastText import _FastText
+        from fasttext.FastText import _FastText  # type: ignore  # an extra
 
         try:
             return _FastText(self.model)
