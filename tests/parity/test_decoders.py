@@ -49,3 +49,8 @@ def test_greedy_continuations_are_the_same(name, loaded):
     model, ours = loaded(name)
     start = zoo.tokens(length=8)
     assert np.array_equal(zoo.our_continuation(ours, start), zoo.their_continuation(model, start))
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_gradients_are_those_of_torch(name, loaded, tmp_path):
+    zoo.assert_same_gradients(theirs(name), loaded(name)[1], tmp_path)

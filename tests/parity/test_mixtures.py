@@ -105,28 +105,7 @@ def test_a_checkpoint_without_the_modules_that_its_config_names_is_read_without_
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss_yarn"])
 def test_gradients_are_those_of_torch(name, loaded, tmp_path):
-    model, ours = theirs(name), loaded(name)[1]
-    tokens = zoo.tokens()
-    ids = zoo.torch.from_numpy(tokens.astype(np.int64))
-    logits = model(ids[:, :-1]).logits
-    zoo.torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
-    with zoo.torch.no_grad():
-        for p in model.parameters():
-            p.copy_(p.grad)
-            p.grad = None
-    model.save_pretrained(tmp_path)
-    _, expected = convert.load(tmp_path)
-
-    def loss(m):
-        out = m(Inputs(tokens=jnp.asarray(tokens[:, :-1])))
-        logprobs_BTV = jax.nn.log_softmax(m.logits(out.hidden_BTD))
-        return -jnp.take_along_axis(logprobs_BTV, jnp.asarray(tokens[:, 1:])[..., None], axis=-1).mean()
-
-    found = tree.params(jax.jit(jax.grad(loss), compiler_options=FAST)(ours))
-    for path, want in tree.params(expected).items():
-        if not path.endswith("mlp/balance"):  # no parameter there, and moved by no gradient here
-            a, b = np.asarray(found[path][...]), np.asarray(want[...])
-            assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b), path
+    zoo.assert_same_gradients(theirs(name), loaded(name)[1], tmp_path)
 
 
 def test_the_balance_loss_is_that_of_transformers_but_for_the_choices_it_counts(loaded):
