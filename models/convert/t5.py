@@ -86,7 +86,7 @@ def config_from_hf(values: Mapping[str, Any], *, architecture: str = T5) -> Tran
     buckets = f.size("relative_attention_num_buckets", 32)
     distance = f.size("relative_attention_max_distance", 128)
     tied = f.take("tie_word_embeddings", bool, True)
-    scaled = {T5: f.take("scale_decoder_outputs", bool, tied), MT5: False, UMT5: True}[architecture]
+    scaled = architecture != MT5 and f.take("scale_decoder_outputs", bool, tied)
     f.expect("is_decoder", False)
     f.skip("initializer_factor", "is_encoder_decoder", "classifier_dropout", "scalable_attention")
     f.skip("n_positions", "output_past")  # what it was trained on; an old name of a cache
@@ -154,7 +154,7 @@ def config_to_hf(config: TransformerConfig, length: int | None = None, *, archit
         "initializer_factor": 1.0,
         "is_encoder_decoder": True,
         "tie_word_embeddings": head.tied,
-        **({"scale_decoder_outputs": head.scale is not None} if architecture == T5 else {}),
+        **({"scale_decoder_outputs": head.scale is not None} if architecture != MT5 else {}),
         "decoder_start_token_id": 0,
         "use_cache": True,
     }

@@ -175,7 +175,7 @@ def check(name: str, layouts, steps: int) -> None:
         np.testing.assert_allclose(train(name, layout, steps), reference, rtol=1e-5, err_msg=layout)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["bert", "t5", "mixtral"])
 def test_all_axes_at_once_give_the_losses_of_one_device(name):
     check(name, ["2x2x2"], steps=4)
 
