@@ -35,7 +35,7 @@ from pretrain.optimizer.schedules import learning_rate
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
 from pretrain.sharding.processes import Processes, start
-from pretrain.sharding.rules import PRESETS, AxisRules
+from pretrain.sharding.rules import resolved
 from pretrain.state import TrainState, abstract, create, make_optimizer
 from pretrain.step import make_step
 
@@ -67,10 +67,6 @@ def compute_dtype(config: RunConfig) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def rules_of(config: RunConfig) -> AxisRules:
-    return PRESETS[config.rules]() if isinstance(config.rules, str) else config.rules
-
-
 def train(
     config: RunConfig,
     run: epath.Path,
@@ -97,7 +93,7 @@ def train(
     cache_compilations()
     config.check(jax.device_count())
     mesh = meshes.build(config.mesh)
-    with place.use(mesh, rules_of(config)):
+    with place.use(mesh, resolved(config.rules)):
         train_split, validation, tokenizer = _data(config, run, speaks)
         dtype = compute_dtype(config)
         optimizer = make_optimizer(config, dtype)

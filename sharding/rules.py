@@ -70,3 +70,8 @@ def fsdp_tp() -> AxisRules:
 
 
 PRESETS = {"dp": dp, "fsdp": fsdp, "fsdp_tp": fsdp_tp}
+
+
+def resolved(rules: str | AxisRules) -> AxisRules:
+    """Those of a preset's name, or what is given."""
+    return PRESETS[rules]() if isinstance(rules, str) else rules

@@ -22,6 +22,7 @@ from pretrain.models.layers.heads import Head
 from pretrain.models.layers.mlp import Mlp
 from pretrain.models.lora import merged
 from pretrain.models.transformer import Inputs, Transformer, unrolled
+from pretrain.sharding import place
 from pretrain.sharding.columns import ROWS
 
 FIRST = 128
@@ -163,7 +164,7 @@ def prepared(model: Transformer, *, rows: int) -> Transformer:
             block.mixer.fuse()
             if block.mlp is not None:
                 block.mlp.fuse()
-        if jax.default_backend() == "cpu" and 1 < rows <= ROWS and model.decoder is not None:
+        if place.platform() == "cpu" and 1 < rows <= ROWS and model.decoder is not None:
             _block(model)
     return model
 

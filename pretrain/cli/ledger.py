@@ -65,7 +65,6 @@ def audit(run: str, steps: str | None, sample: int | None) -> tuple[dict, list[s
     problems = [
         *(p for p in proofs.log_problems(log) if first <= p.step <= last),
         *proofs.batch_problems(pipeline, chosen),
-        *proofs.token_problems(pipeline, chosen),
         *proofs.order_problems(pipeline, last),
     ]
     kinds = {kind: [p for p in problems if p.kind == kind] for kind in ("lost", "repeated", "different")}

@@ -54,6 +54,8 @@ class Plan:
         if self.compiles < 1:
             raise UserError(f"compiles={self.compiles}: expected 1 or more")
         on, config = chips.parse(self.on), self._config()
+        if self.search and (unread := [n for n in ("save", "page", "compiler_option") if getattr(self, n)]):
+            raise UserError(*(f"{n}: of a single plan, found --search too; leave one of them out" for n in unread))
         if self.search:
             from pretrain.plan.search import search
 

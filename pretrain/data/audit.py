@@ -57,29 +57,28 @@ def log_problems(log: Log) -> Iterator[Problem]:
 
 
 def batch_problems(pipeline: Pipeline, lines: Iterable[dict[str, Any]]) -> Iterator[Problem]:
-    """Lines whose batch was another than that of their step; each batch is built anew."""
-    for line in lines:
-        found, expected = line.get("batch_hash"), batch_hash(pipeline.rows(line["step"] - 1))
-        if found != expected:
-            what = f"found batch_hash {found} at step {line['step']}, expected {expected}"
-            yield Problem("different", line["step"], what)
-
-
-def token_problems(pipeline: Pipeline, lines: Sequence[dict[str, Any]]) -> Iterator[Problem]:
-    """Steps after which the count of tokens has not grown by those of their batch.
+    """Lines whose batch was another than that of their step, and steps after which the count of tokens has not grown by
+    those of their batch. Each batch is built anew, once.
 
     The count is kept in the checkpoint: it shows a batch that was trained on twice or not at all.
     """
-    last = {line["step"]: line for line in lines}  # of a step that was trained again, the line that counts
-    for step, line in sorted(last.items()):
-        before = 0 if step == 1 else last.get(step - 1, {}).get("tokens")
-        if before is None or "tokens" not in line:
-            continue
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        steps.setdefault(line["step"], []).append(line)
+    for step, written in sorted(steps.items()):
         batch = pipeline.rows(step - 1)
+        expected = batch_hash(batch)
+        for line in written:
+            if (found := line.get("batch_hash")) != expected:
+                yield Problem("different", step, f"found batch_hash {found} at step {step}, expected {expected}")
+        line = written[-1]  # of a step that was trained again, the one that counts
+        before, after = 0 if step == 1 else steps.get(step - 1, [{}])[-1].get("tokens"), line.get("tokens")
+        if line.get("batch_hash") != expected or before is None or after is None or "segments" not in batch:
+            continue
         tokens = sum(int((a > 0).sum()) for name, a in batch.items() if name.endswith("segments"))
-        if "segments" in batch and line["tokens"] - before != tokens:
-            what = f"found {line['tokens'] - before} tokens more after step {step}, expected {tokens}"
-            yield Problem("lost" if line["tokens"] - before < tokens else "repeated", step, what)
+        if after - before != tokens:
+            what = f"found {after - before} tokens more after step {step}, expected {tokens}"
+            yield Problem("lost" if after - before < tokens else "repeated", step, what)
 
 
 def order_problems(pipeline: Pipeline, steps: int) -> Iterator[Problem]:

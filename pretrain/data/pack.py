@@ -23,14 +23,10 @@ class Packed:
         return self.length
 
     def plan(self, split: Split) -> Plan:
-        return planned(split, self.length, self.packing)
+        return Fit.of(split, self.length) if self.packing == "fit" else Windows(split.tokens, self.length)
 
     def __call__(self, raw: Raw) -> Batch:
         return pack(raw.tokens, raw.starts, raw.lengths)
-
-
-def planned(split: Split, length: int, packing: Packing) -> Plan:
-    return Fit.of(split, length) if packing == "fit" else Windows(split.tokens, length)
 
 
 def segmented(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

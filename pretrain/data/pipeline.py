@@ -110,7 +110,10 @@ class Pipeline:
         return _prefetched(_Rows(self, rows), steps, workers, read_threads, prefetch)
 
     def sources(self, step: int, row: int) -> list[Piece]:
-        """Where the tokens of a row came from, in the order of `raw`; packed, piece i is segment i + 1."""
+        """Where the tokens of a row came from, in the order of `raw`; packed, piece i is segment i + 1.
+
+        With `lengths` a piece may be several segments.
+        """
         out, at = [], 0
         for position, n in self.plan.runs(int(self.windows(step, slice(row, row + 1))[0])):
             out += [replace(p, start=at + p.start) for p in self.split.pieces(position, n)]

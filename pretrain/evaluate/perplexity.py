@@ -90,6 +90,9 @@ def evaluate(
         raise UserError(
             f"{opened.path}: a Hugging Face folder has no validation split; evaluate a run that starts from it"
         )
+    pairs = opened.config.evals.translations if translations is None else translations
+    if search is not None and not pairs:
+        raise UserError("beams: found no translations to search for, expected some; add --translations N")
     config = replace(opened.config, mesh=MeshConfig(data=1, fsdp=1), rules="dp")
     mesh = meshes.build(config.mesh, jax.devices()[:1])
     with place.use(mesh, PRESETS["dp"]()):
@@ -99,7 +102,6 @@ def evaluate(
         evaluator = Evaluator(config, build(config.objective), rows, split, Feed(mesh, config.batch.rows))
         model = jax.device_put(opened.model, NamedSharding(mesh, jax.P()))
         facts = {"step": opened.step, **evaluator(model, batches)}
-        pairs = config.evals.translations if translations is None else translations
         if pairs:
             translator = Translator(config, opened.tokenizer, split, pairs)
             facts |= {**translator(model, search), "bleu_signature": translator.signature}

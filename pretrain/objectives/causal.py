@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.data.config import Packing
-from pretrain.data.pack import counted, pack, planned, segmented
+from pretrain.data.pack import Packed, counted, pack, segmented
 from pretrain.data.plan import Plan, Windows
 from pretrain.data.rows import Batch, Raw
 from pretrain.data.vocabulary import Vocabulary
@@ -18,22 +17,11 @@ FAR = 1e9
 """The key of what is left out."""
 
 
-@dataclass(frozen=True)
-class PrefixRows:
-    """Windows of the stream, documents apart; a random first part of each is seen from both sides, nothing asked of it.
+class PrefixRows(Packed):
+    """Documents side by side; a random first part of each is seen from both sides, nothing asked of it.
 
     The part is 1 to n - 1 tokens of a document's n, each number as likely (Raffel et al. 2020, section 3.2.3).
     """
-
-    length: int
-    packing: Packing = "split"
-
-    @property
-    def room(self) -> int:
-        return self.length
-
-    def plan(self, split: Split) -> Plan:
-        return planned(split, self.length, self.packing)
 
     def __call__(self, raw: Raw) -> Batch:
         batch = pack(raw.tokens, raw.starts, raw.lengths)

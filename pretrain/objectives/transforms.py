@@ -27,7 +27,7 @@ from pretrain.objectives.spans import SpanRows
 def rows_of(config: RunConfig, tokenizer: Tokenizer) -> Transform:
     """The rows that a run reads: see `transform`."""
     rows = transform(config.objective, tokenizer, config.data.sequence_length, config.model)
-    return replace(rows, packing=config.data.packing) if isinstance(rows, Packed | PrefixRows) else rows
+    return replace(rows, packing=config.data.packing) if isinstance(rows, Packed) else rows
 
 
 def transform(config: c.Objective, tokenizer: Tokenizer, length: int, model: TransformerConfig) -> Transform:

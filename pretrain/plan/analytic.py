@@ -7,7 +7,7 @@ from pretrain.config import RunConfig
 from pretrain.models import accounting
 from pretrain.models.config import AttentionConfig, BlockConfig, Remat, StackConfig
 from pretrain.plan.chips import Slice
-from pretrain.sharding.rules import PRESETS, AxisRules
+from pretrain.sharding.rules import resolved
 
 EFFICIENCY = 0.7
 """Share of the peak that matrix products of dense models reach: the compiler's schedules of Llama-2 7B and 70B for v5p
@@ -63,13 +63,9 @@ class Work:
     """Bytes of parameters, gradients and optimizer state that the update moves through memory."""
 
 
-def rules_of(config: RunConfig) -> AxisRules:
-    return PRESETS[config.rules]() if isinstance(config.rules, str) else config.rules
-
-
 def shards(config: RunConfig, devices: int, *axes: str) -> int:
     """Parts into which activations are cut along these logical axes."""
-    sizes, used = config.mesh.shape(devices), rules_of(config).used
+    sizes, used = config.mesh.shape(devices), resolved(config.rules).used
     return math.prod(sizes[m] for m in {m for axis in axes for m in used.get(axis, ())})  # type: ignore
 
 
@@ -93,7 +89,7 @@ def _stored(config: RunConfig, devices: int) -> dict[str, int]:
 
     optimizer = make_optimizer(config, jnp.dtype("bfloat16"))
     mesh = meshes.abstract(config.mesh, devices)
-    with place.use(mesh, rules_of(config)):
+    with place.use(mesh, resolved(config.rules)):
         state = abstract(config, optimizer, jnp.dtype("bfloat16"), mesh)
     batch = sum(math.prod(shape) * dtype.itemsize for shape, dtype in batch_shapes(config).values())
     return {
@@ -184,10 +180,10 @@ def _sent(config: RunConfig, devices: int) -> float:
     parallelism between blocks."""
     sizes, total = config.mesh.shape(devices), accounting.parameters(config.model).total
     ring = {axis: (n - 1) / n for axis, n in sizes.items()}
-    whole = total / sizes["tensor"] if "kv_heads" in rules_of(config).used else total
+    whole = total / sizes["tensor"] if "kv_heads" in resolved(config.rules).used else total
     layers = sum(len(s.blocks) for s in _stacks(config))
     sent = 0.0
-    if "embed" in rules_of(config).stored:
+    if "embed" in resolved(config.rules).stored:
         sent += config.batch.accumulate * ring["fsdp"] * whole * 2 * (2 + 2)
     else:
         sent += config.batch.accumulate * ring["fsdp"] * whole * 4 * 2

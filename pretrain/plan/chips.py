@@ -46,8 +46,9 @@ class Chip:
         return peak
 
 
-# memory: what libtpu 0.0.52 calls "available HBM" when a program does not fit. Bandwidths: docs.cloud.google.com/tpu,
-# pages v4, v5e, v5p, v6e and tpu7x; the ICI figures there are of a chip and bidirectional, half of them is here.
+# memory: what libtpu 0.0.52 calls "available HBM" when a program does not fit. Bandwidths: as the vendor publishes them
+# (docs.cloud.google.com/tpu, pages v4 to tpu7x), NOT checked against these pages; the ICI figures there are of a chip
+# and bidirectional, half of them is here.
 # clock: peak / (2 FLOP x multiply-adds a cycle), with 4 matrix units of 128 x 128 a TensorCore (v4, v5e, v5p) or 4 x
 # 256 x 256 a device (v6e, tpu7x).
 TPUS = (

@@ -47,14 +47,15 @@ def lower(config: RunConfig, mesh):
     import jax
 
     from pretrain.feed import layout
-    from pretrain.job import compute_dtype, rules_of
+    from pretrain.job import compute_dtype
     from pretrain.objectives.batch import gathered
     from pretrain.objectives.build import build
     from pretrain.sharding import place
+    from pretrain.sharding.rules import resolved
     from pretrain.state import abstract, make_optimizer
     from pretrain.step import make_step
 
-    rules = rules_of(config)
+    rules = resolved(config.rules)
     with place.use(mesh, rules):
         dtype = compute_dtype(config)
     optimizer = make_optimizer(config, dtype)

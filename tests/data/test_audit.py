@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.data.audit import Log, batch_problems, log_problems, order_problems, token_problems
+from pretrain.data.audit import Log, batch_problems, log_problems, order_problems
 from pretrain.data.config_mixture import Mixture, Phase, Weight
 from pretrain.data.mixture import Mixed, Part
 from pretrain.data.order import Epochs
@@ -38,7 +38,6 @@ def test_an_honest_log_has_no_problem_also_where_steps_were_trained_again(pipeli
     for log in (Log(lines, [], 1), Log([*lines[:20], *lines[16:]], [16], 1), Log([*lines[:5], *lines], [0], 1)):
         assert not found(log_problems(log))
         assert not found(batch_problems(pipeline, log.lines))
-        assert not found(token_problems(pipeline, log.lines))
     some = [line for line in lines if line["step"] == 1 or line["step"] % 10 == 0]
     assert not found(log_problems(Log(some, [], 10)))
 
@@ -64,8 +63,8 @@ def test_the_count_of_tokens_shows_batches_that_were_trained_on_twice_or_never(p
     def moved(by: int):
         return [{**line, "tokens": line["tokens"] + by * (line["step"] >= 9)} for line in lines]
 
-    assert found(token_problems(pipeline, moved(300))) == [("repeated", 9)]
-    assert found(token_problems(pipeline, moved(-300))) == [("lost", 9)]
+    assert found(batch_problems(pipeline, moved(300))) == [("repeated", 9)]
+    assert found(batch_problems(pipeline, moved(-300))) == [("lost", 9)]
 
 
 @dataclass(frozen=True)

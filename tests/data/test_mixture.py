@@ -199,6 +199,16 @@ def test_a_corpus_of_two_sources_is_read_in_the_shares_that_were_asked_for(data)
             assert (set(text) & set("(){}=x") == set()) == (names == {"prose"})
 
 
+def test_a_run_longer_than_its_mixture_is_refused_before_it_starts(data):
+    train, _, _ = prepare_if_needed(data, data.path, prepare=False)
+    caps = tuple(Cap(name=name, epochs=1) for name in ("prose", "code"))
+    pipeline = Pipeline.from_config(train, Packed(32), replace(data, mixture=Mixture(caps=caps)), 4)
+    whole = pipeline.plan.rows // 4
+    pipeline.require(whole)
+    with pytest.raises(UserError, match=f"every part is used up after {whole} steps, expected steps={whole + 1}"):
+        pipeline.require(whole + 1)
+
+
 def test_without_a_mixture_an_epoch_has_every_row_of_both(data):
     train, _, _ = prepare_if_needed(data, data.path, prepare=False)
     pipeline = Pipeline.from_config(train, Packed(32), data, 1)

@@ -17,6 +17,7 @@ from pretrain.plan.search import search
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
 from pretrain.sharding.mesh import MeshConfig
+from pretrain.sharding.rules import resolved
 from pretrain.state import create, make_optimizer
 
 RUNS = [name for name in presets.names() if name.startswith("runs.")]
@@ -35,7 +36,7 @@ def test_bytes_of_parameters_and_optimizer_are_those_of_a_run(name, mesh, rules)
     config = replace(run(name), mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor), rules=rules, simulate=None)
     real = meshes.build(config.mesh, jax.devices()[:8])
     optimizer = make_optimizer(config, jnp.dtype("float32"))
-    with place.use(real, analytic.rules_of(config)):
+    with place.use(real, resolved(config.rules)):
         state = create(config, optimizer, jnp.dtype("float32"), real)
 
     def held(tree) -> int:

@@ -97,6 +97,8 @@ def test_a_run_translates_at_every_evaluation_and_evaluate_says_the_same(kind, d
     more = evaluate(opened, translations=5, search=BeamSearch(beams=2))
     assert more["translated"] == 5
     assert "bleu" not in evaluate(opened, translations=0)
+    with pytest.raises(UserError, match="beams: found no translations to search for"):
+        evaluate(opened, translations=0, search=BeamSearch(beams=2))
 
 
 def test_a_run_that_translates_nothing_is_refused(data):
