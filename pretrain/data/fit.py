@@ -24,6 +24,8 @@ from pretrain.data.windows import Split
 
 KEPT = 64
 """Windows whose rows are remembered."""
+DIGEST = 16
+"""Bytes behind the table, its BLAKE2b."""
 
 
 class Fit:
@@ -37,14 +39,16 @@ class Fit:
     def of(cls, split: Split, length: int) -> "Fit":
         """Reads the table of this corpus, or makes it."""
         path = _path(split, length)
-        if path.is_file():
-            table = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
+        table = _kept(path)
+        if table is None:
             table = _table(split, length)
-            _keep(path, table)
+            table = _keep(path, table)
         return cls(table, split.window_lengths, length)
 
     def __reduce__(self):
+        """A worker process maps the file of the table instead of getting a copy of it."""
+        if isinstance(self.table, np.memmap):
+            return _mapped, (Path(str(self.table.filename)), self.lengths, self.length)
         return Fit, (self.table, self.lengths, self.length)
 
     @property
@@ -119,11 +123,35 @@ def _path(split: Split, length: int) -> Path:
     return split.folder / f"fit-{split.name}{part}-{length}-{digest.hexdigest()}.npy"
 
 
-def _keep(path: Path, table: np.ndarray) -> None:
+def _mapped(path: Path, lengths: Callable[[int], np.ndarray], length: int) -> Fit:
+    return Fit(np.load(path, mmap_mode="r", allow_pickle=False), lengths, length)
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    """The table of a file that is whole, else None: it is made again."""
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            file.seek(-DIGEST, os.SEEK_END)
+            stated = file.read()
+    except (OSError, ValueError):
+        return None
+    return table if _digest(table) == stated else None
+
+
+def _digest(table: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(table).data, digest_size=DIGEST).digest()
+
+
+def _keep(path: Path, table: np.ndarray) -> np.ndarray:
+    """The table as it is on the disk, or in memory where it cannot be written."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             np.save(file, table, allow_pickle=False)
+            file.write(_digest(table))
         temporary.replace(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:  # a corpus that can only be read: it is made again the next time
         temporary.unlink(missing_ok=True)
+        return table

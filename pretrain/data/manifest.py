@@ -1,6 +1,7 @@
 """What a prepared folder says about itself, and how it is compared with a config."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from pretrain.data.config import CorpusConfig
 from pretrain.data.records import publish
 from pretrain.errors import UserError
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "validation")
+SEAL, LIST = "sha256", "rows"
+"""Keys of our JSON files: of the rest of the content; of a list, which has no keys of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +47,48 @@ class Manifest:
 
 
 def write_json(path: Path, value) -> None:
-    """Atomically; the same value gives the same bytes."""
+    """Atomically, with a checksum inside; the same value gives the same bytes."""
+    content = value if isinstance(value, dict) else {LIST: value}
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    sealed = {**content, SEAL: _digest(content)}
+    temporary.write_text(json.dumps(sealed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     publish(temporary, path)
 
 
 def read_json(path: Path):
+    """What `write_json` wrote. Raises UserError where it is not that any more."""
+    return _unsealed(path, _parsed(path))
+
+
+def _parsed(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise UserError(f"found a damaged {path}, expected JSON; restore it or prepare into another folder") from None
 
 
+def _unsealed(path: Path, content):
+    if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
+        raise UserError(
+            f"found other content in {path} than was written, expected that of its sha256; restore it or prepare into "
+            "another folder"
+        )
+    return content[LIST] if content.keys() == {LIST} else content
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(f"found no manifest.json in {folder}, expected a prepared corpus; run pretrain data prepare")
-    value = read_json(path)
-    found = value.get("version") if isinstance(value, dict) else None
+    parsed = _parsed(path)
+    found = parsed.get("version") if isinstance(parsed, dict) else None
     if found != VERSION:
         raise UserError(f"found version {found} in {path}, expected {VERSION}; prepare the corpus anew")
+    value = _unsealed(path, parsed)
     try:
         shards = {split: [Shard(**s) for s in value["shards"][split]] for split in SPLITS}
         return Manifest(**{**value, "shards": shards})

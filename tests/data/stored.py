@@ -1,9 +1,8 @@
 """A prepared folder made of tokens rather than of text."""
 
-import json
-
 import numpy as np
 
+from pretrain.data.manifest import VERSION, write_json
 from pretrain.data.records import ShardWriter
 from pretrain.data.windows import Split
 from pretrain.data.write import SPLITS
@@ -16,11 +15,11 @@ def write_split(folder, shards: list[list[list[int]]], record_tokens: int, dtype
         writer = ShardWriter(folder, f"train-{number:05d}", record_tokens, np.dtype(dtype))
         for row, tokens in enumerate(documents):
             writer.add(np.array(tokens), 0, row, 2 * len(tokens))
-        (folder / f"{writer.name}.json").write_text(json.dumps({"sources": ["a.jsonl"]}))
+        write_json(folder / f"{writer.name}.json", {"sources": ["a.jsonl"]})
         files = writer.finish()
         counts = {"documents": writer.documents, "tokens": writer.tokens, "text_bytes": writer.text_bytes}
         stated.append({"name": writer.name, "files": files, **counts})
-    value = {"corpus": {}, "tokenizer": "t", "vocab_size": 65536, "record_tokens": record_tokens, "version": 1}
+    value = {"corpus": {}, "tokenizer": "t", "vocab_size": 65536, "record_tokens": record_tokens, "version": VERSION}
     value |= {"shards": {split: stated if split == "train" else [] for split in SPLITS}, "dropped": {}}
-    (folder / "manifest.json").write_text(json.dumps(value))
+    write_json(folder / "manifest.json", value)
     return Split(folder, "train")

@@ -51,3 +51,47 @@ def test_a_flipped_bit_is_named_or_changes_nothing(folder, name):
         path.write_bytes(data)
     assert named == errors > FLIPS / 2  # the rest are in bytes that no reader needs
     Split(folder, "train").verify()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train-00000.json"])
+def test_another_digit_or_letter_in_what_a_corpus_says_of_itself_is_named(folder, name):
+    expected, path, draw = everything(Split(folder, "train")), folder / name, random.Random(2)
+    text = path.read_text()
+    told = [i for i, letter in enumerate(text) if letter.isalnum()]
+    try:
+        for place in draw.sample(told, 60):
+            other = draw.choice([x for x in "0123456789abcdef" if x != text[place]])
+            path.write_text(text[:place] + other + text[place + 1 :])
+            with pytest.raises(UserError, match=name.replace(".", r"\.")):
+                everything(Split(folder, "train"))
+    finally:
+        path.write_text(text)
+    assert everything(Split(folder, "train")) == expected
+
+
+def test_a_damaged_table_of_fitted_rows_is_made_again(folder):
+    from pretrain.data.fit import Fit
+
+    split = Split(folder, "train")
+    expected = np.array(Fit.of(split, 100).table)
+    (path,) = folder.glob("fit-train-100-*.npy")
+    whole = path.read_bytes()
+    for place in (len(whole) // 2, len(whole) - 3, 140):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert np.array_equal(Fit.of(split, 100).table, expected)
+        assert path.read_bytes() == whole
+    path.write_bytes(whole[:60])
+    assert np.array_equal(Fit.of(split, 100).table, expected)
+
+
+def test_a_worker_maps_the_table_of_fitted_rows_and_gets_no_copy(folder):
+    import pickle
+
+    from pretrain.data.fit import Fit
+
+    fit = Fit.of(Split(folder, "train"), 100)
+    fit.lengths = len  # in place of the split, which has its own size
+    assert len(pickle.dumps(fit)) < 400
+    assert isinstance(pickle.loads(pickle.dumps(fit)).table, np.memmap)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.config import JsonLines, JsonPairs
+from pretrain.data.manifest import read_json, write_json
 from pretrain.data.recipe.config import (
     Decontaminate,
     ExactDuplicates,
@@ -198,9 +199,9 @@ def test_a_crash_at_any_rename_neither_loses_nor_repeats(dirty, cleaned, tmp_pat
 
 def test_an_evaluation_set_that_changed_is_refused(dirty, cleaned, tmp_path):
     (tmp_path / "c").mkdir()
-    plan = json.loads((cleaned / "plan.json").read_text())
+    plan = read_json(cleaned / "plan.json")
     plan["files"][-1][2] += 1
-    (tmp_path / "c/plan.json").write_text(json.dumps(plan))
+    write_json(tmp_path / "c/plan.json", plan)
     with pytest.raises(UserError, match=r"source files changed since .* \(first: .*questions.jsonl\)"):
         prepare(corpus(dirty), tmp_path / "c")
 
