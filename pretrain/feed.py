@@ -8,6 +8,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from pretrain.data.pipeline import Pipeline, combine, row_hashes
+from pretrain.data.streamed import Streamed
 from pretrain.objectives.batch import Batch, gathered
 from pretrain.sharding import place
 
@@ -53,7 +54,9 @@ class Feed:
         return jax.make_array_from_callback(shape, self._sharding(array.ndim), part)
 
 
-def train_batches(pipeline: Pipeline, feed: Feed, start: int, stop: int, data) -> Generator[HostBatch, None, None]:
+def train_batches(
+    pipeline: Pipeline | Streamed, feed: Feed, start: int, stop: int, data
+) -> Generator[HostBatch, None, None]:
     """This host's rows of the batches of steps [start, stop)."""
     return pipeline.iterate(
         start,

@@ -15,9 +15,11 @@ from pretrain import run as runs
 from pretrain.checkpoint import manager
 from pretrain.checkpoint.manager import Checkpoints, Progress
 from pretrain.config import RunConfig
-from pretrain.data.corpus import prepare_if_needed
+from pretrain.data.corpus import open_corpus, pipeline_of
+from pretrain.data.lanes import Stream
 from pretrain.data.pipeline import Pipeline
 from pretrain.data.rows import Transform
+from pretrain.data.streamed import Streamed
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.windows import Split
 from pretrain.errors import UserError
@@ -47,9 +49,9 @@ class Job:
     config: RunConfig
     run: epath.Path
     mesh: jax.sharding.Mesh
-    train: Split
+    train: Split | Stream
     tokenizer: Tokenizer
-    pipeline: Pipeline
+    pipeline: Pipeline | Streamed
     feed: Feed
     evaluator: Evaluator
     translator: Translator | None
@@ -118,7 +120,7 @@ def train(
             flops_per_token=_flops_per_token(config),
             started=started,
         )
-        job.recorder.event("resume" if progress.step else "start", step=progress.step)
+        job.recorder.event("resume" if progress.step else "start", step=progress.step, log_every=config.log.every)
         _tell(job, speaks, progress.step, notes)
         step = make_step(objective, optimizer, config.batch.accumulate)
         try:
@@ -129,7 +131,7 @@ def train(
 
 def _tell(job: Job, speaks: bool, at: int, changes: list[str]) -> None:
     """What differs from the run before, and what became of the data."""
-    for kind, notes in (("changed", changes), ("data", job.pipeline.plan.notes)):
+    for kind, notes in (("changed", changes), ("data", job.pipeline.notes)):
         for note in notes:
             _say(speaks, note)
             job.recorder.event(kind, step=at, what=note)
@@ -188,13 +190,13 @@ def _rates(old: RunConfig | None, new: RunConfig, step: int) -> list[str]:
     return [f"learning rate {short_exponent(last)} at step {step}, {short_exponent(following)} at step {step + 1}"]
 
 
-def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split, Split, Tokenizer]:
+def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split | Stream, Split, Tokenizer]:
     """Process 0 prepares, the others wait; all read the same folder."""
     folder = os.fspath(run / "data")
-    prepared = prepare_if_needed(config.prepared(), folder) if first else None
+    prepared = open_corpus(config.prepared(), folder) if first else None
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("data prepared")
-    train_split, validation, tokenizer = prepared or prepare_if_needed(config.prepared(), folder, prepare=False)
+    train_split, validation, tokenizer = prepared or open_corpus(config.prepared(), folder, prepare=False)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size={config.model.vocab_size} holds fewer; "
@@ -203,8 +205,8 @@ def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split, Split
     return train_split, validation, tokenizer
 
 
-def _pipeline(config: RunConfig, split: Split, rows: Transform) -> Pipeline:
-    pipeline = Pipeline.from_config(split, rows, config.data, config.batch.rows)
+def _pipeline(config: RunConfig, split: Split | Stream, rows: Transform) -> Pipeline | Streamed:
+    pipeline = pipeline_of(split, rows, config.data, config.batch.rows)
     pipeline.require(config.steps)
     return pipeline
 

@@ -22,8 +22,8 @@ SAFE += ("data.read_threads", "data.prefetch", "objective.loss.chunk", "model.de
 SAFE += ("model.decoder.unroll", "model.encoder.unroll", "data.executor")
 """May change at any resume: they change where and how the run computes, not what."""
 
-REFUSED = ("model", "data.corpus", "data.sequence_length", "data.packing", "data.seed", "data.shuffle")
-REFUSED += ("seed", "start_from")
+REFUSED = ("model", "data.corpus", "data.streaming", "data.sequence_length", "data.packing", "data.seed")
+REFUSED += ("data.shuffle", "seed", "start_from")
 """Make it another run."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

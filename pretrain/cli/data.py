@@ -31,12 +31,13 @@ class Prepare:
         config = presets.overrides(presets.load_run(self.config), self.overrides, ("run", "workers", "json"))
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers={self.workers}: expected 1 or more processes")
-        from pretrain.data.corpus import corpus_folder, prepare_if_needed
+        from pretrain.data.corpus import corpus_folder, open_corpus
 
-        folder = corpus_folder(config.data, Path(self.run or runs.default(self.config)) / "data")
-        prepare_if_needed(
+        root = Path(self.run or runs.default(self.config)) / "data"
+        folder = corpus_folder(config.data, root)
+        open_corpus(
             config.prepared(),
-            folder,
+            root,
             workers=self.workers,
             progress=lambda p: output.progress(f"{p.job}: {p.done}/{p.units} units, {p.tokens:,} tokens"),
         )
@@ -111,19 +112,22 @@ def inspect_step(run: str, step: int, row: int | None) -> list[dict]:
     if row is not None and not 0 <= row < rows:
         raise UserError(f"row={row}: expected 0 to {rows - 1}, the rows of this run's batch")
     pipeline, tokenizer = pipeline_of(run)
-    return [s for r in (range(rows) if row is None else [row]) for s in _segments(pipeline, tokenizer, step - 1, r)]
+    chosen = slice(0, rows) if row is None else slice(row, row + 1)
+    tokens = pipeline.raw(step - 1, chosen).tokens
+    numbers = range(rows)[chosen]
+    return [s for r, ids in zip(numbers, tokens) for s in _segments(pipeline, tokenizer, step - 1, r, ids)]
 
 
 def pipeline_of(run: str):
-    """(pipeline, tokenizer) of a run whose corpus is prepared."""
-    from pretrain.data.corpus import prepare_if_needed
-    from pretrain.data.pipeline import Pipeline
+    """(pipeline, tokenizer) of a run whose corpus is prepared or streamed."""
+    from pretrain.data import corpus
     from pretrain.objectives.transforms import rows_of
 
-    config, folder = data_of(run)
-    train, _, tokenizer = prepare_if_needed(config.prepared(), folder, prepare=False)
+    folder = os.fspath(runs.find(run))
+    config = presets.load_run(folder)
+    train, _, tokenizer = corpus.open_corpus(config.prepared(), os.path.join(folder, "data"), prepare=False)
     rule = rows_of(config, tokenizer)
-    return Pipeline.from_config(train, rule, config.data, config.batch.rows), tokenizer
+    return corpus.pipeline_of(train, rule, config.data, config.batch.rows), tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +165,7 @@ def _prepared(name: str) -> Path:
     return data_of(name)[1] if (run / "run.json").is_file() else run / "data"
 
 
-def _segments(pipeline, tokenizer, step: int, row: int) -> list[dict]:
-    tokens = pipeline.raw(step, slice(row, row + 1)).tokens[0]
+def _segments(pipeline, tokenizer, step: int, row: int, tokens) -> list[dict]:
     return [
         {
             "row": row,

@@ -1,20 +1,26 @@
 """What the ledger of a run says: where a passage was read, and whether every sample was read once."""
 
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from pretrain.cli import data, runs
 from pretrain.data import audit as proofs
 from pretrain.data.find import passages, sightings
 from pretrain.data.pipeline import Pipeline
+from pretrain.data.streamed import Streamed
 from pretrain.errors import UserError
 from pretrain.metrics.sinks import read_lines
 
 
 def find(run: str, text: str, until_step: int | None, limit: int) -> dict:
     """The first `limit` passages with their places, and every step up to `until_step` that reads one."""
-    until = until_step or _log(run, 1).last
+    until = until_step or _log(run).last
     pipeline, tokenizer = data.pipeline_of(run)
+    if isinstance(pipeline, Streamed):
+        raise UserError(
+            f"{runs.find(run)}: found a run that streams its text, expected a prepared corpus to search; search the "
+            "files of data.corpus.source, or set data.streaming=False in a run of its own"
+        )
     found = list(itertools.islice(passages(pipeline.split, tokenizer, text), limit + 1))
     return {
         "text": text,
@@ -49,14 +55,15 @@ def _seen(s: dict, tokens: int) -> str:
 
 def audit(run: str, steps: str | None, sample: int | None) -> tuple[dict, list[str]]:
     """(numbers, the first problem of each kind)."""
-    config, _ = data.data_of(run)
-    log = _log(run, config.log.every)
+    log = _log(run)
     if not log.lines:
         raise UserError(f"found no step in {runs.find(run)}/metrics.jsonl, expected some; train the run first")
     first, last = _range(steps, log.last)
     if sample is not None and sample < 1:
         raise UserError(f"sample={sample}: expected 1 or more steps to build anew")
     pipeline, _ = data.pipeline_of(run)
+    if isinstance(pipeline, Streamed) and sample is None and steps is None:
+        pipeline = replace(pipeline, journaled=False)  # all is read again from the start: the journal proves nothing
     inside = [line for line in log.lines if first <= line["step"] <= last]
     named = sorted({line["step"] for line in inside})
     if sample is not None and sample < len(named):
@@ -65,7 +72,7 @@ def audit(run: str, steps: str | None, sample: int | None) -> tuple[dict, list[s
     problems = [
         *(p for p in proofs.log_problems(log) if first <= p.step <= last),
         *proofs.batch_problems(pipeline, chosen),
-        *proofs.order_problems(pipeline, last),
+        *([] if isinstance(pipeline, Streamed) else proofs.order_problems(pipeline, last)),
     ]
     kinds = {kind: [p for p in problems if p.kind == kind] for kind in ("lost", "repeated", "different")}
     facts = {
@@ -73,11 +80,15 @@ def audit(run: str, steps: str | None, sample: int | None) -> tuple[dict, list[s
         "steps_checked": len(named),
         "steps_trained_again": len(inside) - len({line["step"] for line in inside}),
         "samples": last * pipeline.batch,
-        "rows_of_an_epoch": pipeline.plan.rows,
-        "epochs": last * pipeline.batch / pipeline.plan.rows,
+        **(_read_over(pipeline, last) if isinstance(pipeline, Pipeline) else {}),
         **{kind: len(found) for kind, found in kinds.items()},
     }
     return facts, [_first(found) for found in kinds.values() if found]
+
+
+def _read_over(pipeline: Pipeline, steps: int) -> dict:
+    rows = pipeline.plan.rows
+    return {"rows_of_an_epoch": rows, "epochs": steps * pipeline.batch / rows}
 
 
 def _first(found: list[proofs.Problem]) -> str:
@@ -94,10 +105,11 @@ def _range(steps: str | None, last: int) -> tuple[int, int]:
     return int(a), int(b)
 
 
-def _log(run: str, every: int) -> proofs.Log:
+def _log(run: str) -> proofs.Log:
     folder = runs.find(run)
     lines = [x for x in read_lines(folder / "metrics.jsonl") if isinstance(x.get("step"), int)]
-    events = [e for e in read_lines(folder / "events.jsonl") if isinstance(e.get("step"), int)]
-    starts = [e["step"] for e in events if e.get("kind") == "start"]
-    resumes = [e["step"] for e in events if e.get("kind") == "resume"]
-    return proofs.Log(lines, [*starts[1:], *resumes], every)
+    events = [e for e in read_lines(folder / "events.jsonl") if e.get("kind") in ("start", "resume")]
+    known = [e for e in events if isinstance(e.get("step"), int) and isinstance(e.get("log_every"), int)]
+    if not known:
+        raise UserError(f"found no start in {folder}/events.jsonl, expected that of the run; restore the file")
+    return proofs.Log(lines, [proofs.Session(e["step"], e["log_every"]) for e in known])

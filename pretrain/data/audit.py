@@ -4,6 +4,7 @@ A batch is a function of (seed, step), so two things are to be shown: that each 
 batch of its number (`batch_hash`), and that the numbers lead to every row of the plan, none twice before all were seen.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,23 +13,49 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.pipeline import Pipeline, batch_hash
+from pretrain.data.streamed import Streamed
 
 BLOCK, ROWS = 1 << 16, 1 << 28
 """Samples and rows of the plan that are counted at a time."""
 
 
 @dataclass(frozen=True)
+class Session:
+    """A start or a resume, of events.jsonl."""
+
+    step: int
+    """Finished steps before it."""
+    every: int
+    """Its log.every."""
+
+
+@dataclass(frozen=True)
 class Log:
-    """Lines of metrics.jsonl, and from which steps the run went on, of events.jsonl."""
+    """Lines of metrics.jsonl, and the sessions that wrote them."""
 
     lines: Sequence[dict[str, Any]]
-    resumed: Sequence[int]
-    every: int
-    """log.every of the run, as it is now."""
+    sessions: Sequence[Session]
 
     @property
     def last(self) -> int:
         return max((line["step"] for line in self.lines), default=0)
+
+    def expected(self) -> Iterator[tuple[int, int]]:
+        """(step, every so many steps of its session) of the lines that should be there, but for the first."""
+        for session, following in pairwise(self.sessions):  # it trained at least as far as the next one began
+            yield from ((s, session.every) for s in _multiples(session.every, session.step, following.step))
+        *before, final = self.sessions
+        begun = 0  # line with which the last ascending ones begin
+        for i, (a, b) in enumerate(pairwise(line["step"] for line in self.lines), start=1):
+            begun = i if b <= a else begun
+        every = final.every
+        if before and self.lines and self.lines[begun]["step"] <= final.step:
+            every = math.lcm(every, before[-1].every)  # the lines do not say which of the two wrote them
+        yield from ((s, every) for s in _multiples(every, final.step, self.lines[-1]["step"] if self.lines else 0))
+
+
+def _multiples(every: int, after: int, until: int) -> range:
+    return range((after // every + 1) * every, until + 1, every)
 
 
 @dataclass(frozen=True)
@@ -42,10 +69,10 @@ class Problem:
 def log_problems(log: Log) -> Iterator[Problem]:
     """Steps that the log should hold and does not, and steps that it holds again without a resume before them."""
     there = {line["step"] for line in log.lines}
-    for step in (1, *range(log.every, log.last + 1, log.every)):
+    for step, every in ((1, 1), *log.expected()):
         if step <= log.last and step not in there:
-            yield Problem("lost", step, f"found no line of step {step}, expected one of every {log.every} steps")
-    unused = list(log.resumed)
+            yield Problem("lost", step, f"found no line of step {step}, expected one of every {every} steps")
+    unused = [session.step for session in log.sessions[1:]]
     for before, step in pairwise(line["step"] for line in log.lines):
         if step <= before:
             resumed = next((r for r in sorted(unused, reverse=True) if r < step), None)
@@ -56,7 +83,7 @@ def log_problems(log: Log) -> Iterator[Problem]:
                 unused.remove(resumed)
 
 
-def batch_problems(pipeline: Pipeline, lines: Iterable[dict[str, Any]]) -> Iterator[Problem]:
+def batch_problems(pipeline: Pipeline | Streamed, lines: Iterable[dict[str, Any]]) -> Iterator[Problem]:
     """Lines whose batch was another than that of their step, and steps after which the count of tokens has not grown by
     those of their batch. Each batch is built anew, once.
 

@@ -289,6 +289,8 @@ class DataConfig:
     """A corpus and the way in which a run reads it."""
 
     corpus: CorpusConfig
+    streaming: bool = False
+    """Tokenize documents while they are read, with nothing prepared but the tokenizer and a validation set."""
     path: str | None = None
     """The prepared folder; None: the one that the caller names (the run's own)."""
     executor: Executor = HERE
@@ -316,6 +318,7 @@ class DataConfig:
                 f"mixture: found {type(self.corpus.source).__name__}, expected Sources, whose parts it weighs; "
                 "set it to None",
             ),
+            *(self._streaming_checks() if self.streaming else ()),
             (self.sequence_length > 0, f"sequence_length={self.sequence_length}: expected a positive number of tokens"),
             (
                 [one.step for one in self.lengths] == sorted({one.step for one in self.lengths}),
@@ -334,3 +337,14 @@ class DataConfig:
             (self.read_threads >= 0, f"read_threads={self.read_threads}: expected 0 or more threads"),
             (self.prefetch > 0, f"prefetch={self.prefetch}: expected 1 or more batches"),
         )
+
+    def _streaming_checks(self) -> Checks:
+        pairs = any(isinstance(source, Pairs) for _, source in parts_of(self.corpus.source))
+        found = {
+            "corpus.steps": bool(self.corpus.steps),
+            "mixture": self.mixture is not None,
+            "packing=fit": self.packing == "fit",
+            "a source of pairs": pairs,
+        }
+        named = ", ".join(name for name, there in found.items() if there)
+        return ((not named, f"streaming: found {named}, expected none of it; set streaming to False to prepare first"),)

@@ -55,7 +55,7 @@ def write_json(path: Path, value) -> None:
     publish(temporary, path)
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """What `write_json` wrote. Raises UserError where it is not that any more."""
     return _unsealed(path, _parsed(path))
 
@@ -67,7 +67,7 @@ def _parsed(path: Path):
         raise UserError(f"found a damaged {path}, expected JSON; restore it or prepare into another folder") from None
 
 
-def _unsealed(path: Path, content):
+def _unsealed(path: Path, content: Any) -> Any:
     if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
         raise UserError(
             f"found other content in {path} than was written, expected that of its sha256; restore it or prepare into "

@@ -52,6 +52,11 @@ class Pipeline:
     def plan(self) -> Plan:
         return plan_of(self.split, self.transform)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the rows, a sentence each."""
+        return self.plan.notes
+
     @functools.cached_property
     def order(self) -> Order:
         if self.mixture is None:

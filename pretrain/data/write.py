@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -95,25 +95,25 @@ def prepare(
         )
         raise UserError(f"{message}; its tasks may run in another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         units = _plan(corpus, folder, files)
         if isinstance(executor, Local):
-            _sweep(folder)
+            sweep(folder)
         cleaned = None
         if corpus.steps:
             done = lambda job, n, of: progress(Progress(n, of, 0, 0, job))  # noqa: E731
             cleaned = clean(corpus.steps, units, folder / "clean", executor, workers, done)
             units = [replace(unit, clean=shard(folder / "clean", n)) for n, unit in enumerate(units)]
-        tokenizer = _tokenizer(corpus, folder, units)
-        _check_specials(corpus, tokenizer)
+        tokenizer = make_tokenizer(corpus, folder, units)
+        check_specials(corpus, tokenizer)
         if not isinstance(executor, Local):
             _write_elsewhere(corpus, folder, units, executor)
-            _sweep(folder)  # not before: tasks of a killed command may have been writing
+            sweep(folder)  # not before: tasks of a killed command may have been writing
         _write_units(corpus, folder, units, workers, progress)
         return _finish(corpus, folder, len(units), tokenizer, cleaned)
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Takes away what a kill left half written."""
     for stale in folder.glob("*.tmp-*"):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
@@ -135,7 +135,7 @@ def require_same_tokenizer(folder: Path, fingerprint: str, tokenizer: Tokenizer)
 
 
 @contextmanager
-def _locked(folder: Path):
+def locked(folder: Path):
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,7 +196,8 @@ def split_of(data: bytes, validation_fraction: float) -> str:
     return "validation" if rank < int(validation_fraction * 2**64) else "train"
 
 
-def _tokenizer(corpus: CorpusConfig, folder: Path, units: list[Unit]) -> Tokenizer:
+def make_tokenizer(corpus: CorpusConfig, folder: Path, units: Sequence[Unit]) -> Tokenizer:
+    """The tokenizer of the folder, brought or trained where there is none yet."""
     target = folder / "tokenizer"
     recipe = corpus.tokenizer
     given = load_tokenizer(recipe.path) if isinstance(recipe, TokenizerFile) else None
@@ -215,24 +216,24 @@ def _tokenizer(corpus: CorpusConfig, folder: Path, units: list[Unit]) -> Tokeniz
 
         chosen = sample(training_texts(corpus, units), recipe.sample_bytes)
         if not chosen:
-            raise _no_text(sum(len(unit.files) for unit in units))
+            raise no_text(sum(len(unit.files) for unit in units))
         train_sentencepiece(chosen, recipe, temporary)
     publish(temporary, target)
     return load_tokenizer(target)
 
 
-def training_texts(corpus: CorpusConfig, units: list[Unit]) -> Iterator[str]:
+def training_texts(corpus: CorpusConfig, units: Sequence[Unit]) -> Iterator[str]:
     """The texts of the train split."""
     for document in chain.from_iterable(unit.documents(Counter()) for unit in units):
         if split_of(document.identity, corpus.validation_fraction) == "train":
             yield from document.texts
 
 
-def _no_text(files: int) -> UserError:
+def no_text(files: int) -> UserError:
     return UserError(f"found no text for training in {files} source files, expected some; name other files")
 
 
-def _check_specials(corpus: CorpusConfig, tokenizer: Tokenizer) -> None:
+def check_specials(corpus: CorpusConfig, tokenizer: Tokenizer) -> None:
     for name, wanted, i in (("bos", corpus.add_bos, tokenizer.bos), ("eos", corpus.add_eos, tokenizer.eos)):
         if wanted and i is None:
             message = f"found a tokenizer without {name}, expected one for corpus.add_{name}=True"
@@ -373,6 +374,6 @@ def _finish(corpus: CorpusConfig, folder: Path, units: int, tokenizer: Tokenizer
         funnel=rows,
     )
     if not manifest.total("train", "documents"):
-        raise _no_text(sum(len(read_json(_shard_json(folder, "train", n))["sources"]) for n in range(units)))
+        raise no_text(sum(len(read_json(_shard_json(folder, "train", n))["sources"]) for n in range(units)))
     write_json(folder / "manifest.json", asdict(manifest))
     return manifest

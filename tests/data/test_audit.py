@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.data.audit import Log, batch_problems, log_problems, order_problems
+from pretrain.data.audit import Log, Session, batch_problems, log_problems, order_problems
 from pretrain.data.config_mixture import Mixture, Phase, Weight
 from pretrain.data.mixture import Mixed, Part
 from pretrain.data.order import Epochs
@@ -30,26 +30,47 @@ def lines(pipeline) -> list[dict[str, Any]]:
     return out
 
 
+def log_of(lines, *resumed: int, every: int = 1) -> Log:
+    return Log(lines, [Session(step, every) for step in (0, *resumed)])
+
+
 def found(problems):
     return [(p.kind, p.step) for p in problems]
 
 
 def test_an_honest_log_has_no_problem_also_where_steps_were_trained_again(pipeline, lines):
-    for log in (Log(lines, [], 1), Log([*lines[:20], *lines[16:]], [16], 1), Log([*lines[:5], *lines], [0], 1)):
+    for log in (log_of(lines), log_of([*lines[:20], *lines[16:]], 16), log_of([*lines[:5], *lines], 0)):
         assert not found(log_problems(log))
         assert not found(batch_problems(pipeline, log.lines))
     some = [line for line in lines if line["step"] == 1 or line["step"] % 10 == 0]
-    assert not found(log_problems(Log(some, [], 10)))
+    assert not found(log_problems(log_of(some, every=10)))
 
 
 def test_a_step_that_is_missing_is_lost(lines):
-    assert found(log_problems(Log(lines[:10] + lines[12:], [], 1))) == [("lost", 11), ("lost", 12)]
-    assert found(log_problems(Log(lines[9::10][1:], [], 10))) == [("lost", 1), ("lost", 10)]
+    assert found(log_problems(log_of(lines[:10] + lines[12:]))) == [("lost", 11), ("lost", 12)]
+    assert found(log_problems(log_of(lines[9::10][1:], every=10))) == [("lost", 1), ("lost", 10)]
+
+
+def test_each_session_is_held_to_its_own_distance_of_lines(lines):
+    def some(*steps):
+        return [lines[step - 1] for step in steps]
+
+    fives = [1, *range(5, 21, 5)]
+    sessions = [Session(0, 5), Session(20, 10)]
+    assert not found(log_problems(Log(some(*fives, 30, 40), sessions)))
+    assert found(log_problems(Log(some(1, 5, 15, 20, 30), sessions))) == [("lost", 10)]
+    assert found(log_problems(Log(some(*fives, 40), sessions))) == [("lost", 30)]
+    again = [Session(0, 10), Session(20, 5)]
+    assert not found(log_problems(Log(some(1, 10, 20, 30, 25, 30, 35), again)))
+    assert found(log_problems(Log(some(1, 10, 20, 30, 25, 35), again))) == []  # 30 was written by the first
+    assert not found(log_problems(Log(some(1, 10, 20, 30, 40), again))), "the second wrote nothing"
+    assert found(log_problems(Log(some(1, 10, 20, 30, 40, 25, 35), again))) == []
+    assert found(log_problems(Log(some(1, 10, 20, 30, 40, 30, 35), again))) == [("lost", 25)]
 
 
 def test_a_step_again_without_a_resume_is_repeated(lines):
-    assert found(log_problems(Log([*lines[:20], *lines[16:]], [], 1))) == [("repeated", 17)]
-    assert found(log_problems(Log([*lines[:20], *lines[16:]], [18], 1))) == [("repeated", 17)]
+    assert found(log_problems(log_of([*lines[:20], *lines[16:]]))) == [("repeated", 17)]
+    assert found(log_problems(log_of([*lines[:20], *lines[16:]], 18))) == [("repeated", 17)]
 
 
 def test_another_batch_is_different(pipeline, lines):
