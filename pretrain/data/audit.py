@@ -51,7 +51,8 @@ class Log:
         every = final.every
         if before and self.lines and self.lines[begun]["step"] <= final.step:
             every = math.lcm(every, before[-1].every)  # the lines do not say which of the two wrote them
-        yield from ((s, every) for s in _multiples(every, final.step, self.lines[-1]["step"] if self.lines else 0))
+        reached = self.lines[-1]["step"] if before and self.lines else self.last
+        yield from ((s, every) for s in _multiples(every, final.step, reached))
 
 
 def _multiples(every: int, after: int, until: int) -> range:

@@ -119,6 +119,7 @@ def logged(world, tmp_path):
     pipeline, _ = pipeline_of("begun")
     lines = [{"step": s, "batch_hash": batch_hash(pipeline.rows(s - 1))} for s in range(1, 10)]
     (tmp_path / "logged" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "logged" / "events.jsonl").write_text('{"kind": "start", "step": 0, "log_every": 1}\n')
     return tmp_path / "logged"
 
 
