@@ -110,5 +110,5 @@ class Blocked(nnx.Module):
         self.columns = nnx.data(Columns.of(w, contract))
 
     def weight(self, dtype: jnp.dtype) -> Columns:
-        assert self.columns.blocks_nIj.dtype == dtype
+        assert self.columns.dtype == dtype
         return self.columns
