@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from etils import epath
 
-from pretrain.checkpoint import manager
+from pretrain.checkpoint import manifest, reading
 from tests.train import tiny
 
 MOST_STEPS = 25
@@ -57,8 +57,8 @@ def kill_once(corpus: Path, run: Path, rng: random.Random, steps: int) -> dict:
     process.kill()
     process.wait()
     folder = epath.Path(run / "checkpoints")
-    newest = manager.latest(folder)
-    problems = [] if newest is None else manager.verify(folder / str(newest))
+    newest = manifest.latest(folder)
+    problems = [] if newest is None else reading.verify(folder / str(newest))
     step = max((line["step"] for line in tiny.lines(run)), default=0)
     return {"killed": alive, "step": step, "checkpoint": newest, "problems": problems}
 

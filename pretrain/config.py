@@ -36,14 +36,28 @@ class CheckpointConfig:
     every: int = 1000
     """Steps between checkpoints; the last step is saved too."""
     keep_latest: int = 2
+    every_minutes: float | None = None
+    """Minutes after which one is saved even before `every` steps; None: steps alone decide."""
     keep_best: int = 1
     """By validation loss, beside the latest."""
+    keep_every: int | None = None
+    """Steps that are multiples of it stay for ever; None: none does."""
+    on_failure: Literal["continue", "stop"] = "continue"
+    """When a save fails (no room, no permission): train on and try again at the next one, or stop."""
 
     def checks(self) -> Checks:
         return (
             (self.every > 0, f"every={self.every}: expected a positive number of steps"),
             (self.keep_latest > 0, f"keep_latest={self.keep_latest}: expected at least 1, or nothing could be resumed"),
             (self.keep_best >= 0, f"keep_best={self.keep_best}: expected 0 or more"),
+            (
+                self.every_minutes is None or self.every_minutes > 0,
+                f"every_minutes={self.every_minutes}: expected a positive number of minutes, or None",
+            ),
+            (
+                self.keep_every is None or self.keep_every > 0,
+                f"keep_every={self.keep_every}: expected a positive number of steps, or None",
+            ),
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from pretrain import run as runs
-from pretrain.checkpoint import manager
+from pretrain.checkpoint import manifest
 from pretrain.errors import CheckFailed
 from pretrain.metrics.sinks import read_lines
 
@@ -22,7 +22,7 @@ def demo(run: epath.Path, fresh: bool) -> dict[str, Any]:
     if fresh and run.exists():
         run.rmtree()
     if runs.read(run) is not None:
-        newest = manager.latest(run / "checkpoints")
+        newest = manifest.latest(run / "checkpoints")
         say(f"Going on with {run}, from step {newest or 0}. `pretrain demo --fresh` starts anew.")
     else:
         say(f"Training a tokenizer and a small Llama on the Python standard library, in {run}.")

@@ -1,6 +1,5 @@
 """What is wrong with this machine or with a run, each with what to do. Nothing is changed."""
 
-import json
 import shutil
 import sys
 from collections import defaultdict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from etils import epath
 
+from pretrain.checkpoint.manifest import DAMAGED, DELETED, TEMPORARY, complaint, numbered, read, wrong_files
 from pretrain.errors import UserError
 from pretrain.report.record import ENDS, Line, read_lines, read_object
 
@@ -24,10 +24,6 @@ PYTHON = (3, 11)
 LOW_DISK_BYTES, NO_DISK_BYTES = 20e9, 2e9
 OPEN_FILES = 4096
 """A checkpoint and its readers hold thousands of files open at the same time on a big model."""
-TEMPORARY = ("orbax-checkpoint-tmp", ".tmp")
-"""What names of unfinished checkpoints contain."""
-DELETED = "deleted"
-"""Where checkpoints go just before their files do."""
 Severity = Literal["ok", "warning", "error"]
 
 
@@ -306,24 +302,22 @@ def _checkpoints(folder: epath.Path, events: Sequence[Line], arrays: bool) -> It
         if name == DELETED or any(t in name for t in TEMPORARY):
             what = "a temporary directory: an interrupted save or removal, or one that is running"
             yield _warning(f"checkpoints/{name}", what, "nothing; the next session of the run removes it")
-    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        if name == DAMAGED:
+            for path in sorted(p.name for p in (folder / name).iterdir()):
+                what = "set aside by a resume, which found it damaged; nothing reads it"
+                yield _warning(f"checkpoints/{name}/{path}", what, "look for the cause in the disk; then delete it")
+    steps = numbered(folder)
     if not steps:
         yield _warning("checkpoints", "none", "normal before checkpoint.every steps; a resume would start anew")
         return
-    problems = {step: _unfinished(folder / str(step)) or _verify(folder / str(step), arrays) for step in steps}
+    problems = {step: _problems(folder / str(step), arrays) for step in steps}
     newest = next((step for step in steps if not problems[step]), None)
-    if newest is not None:
-        whole = _contents(folder / str(newest))
-        for step in steps:
-            lacks = sorted(whole - _contents(folder / str(step)))
-            if not problems[step] and lacks:
-                problems[step] = [f"lacks {', '.join(lacks[:4])}{', ...' if lacks[4:] else ''}, which {newest} has"]
-    fallback = f"delete it; a resume uses {newest}" if newest is not None else "delete it; a resume would start anew"
+    falls_back = f"a resume uses {newest}" if newest is not None else "a resume refuses to start: copy one back"
     for step in reversed(steps):
         for problem in problems[step]:
-            yield _error(f"checkpoints/{step}", problem, fallback)
+            yield _error(f"checkpoints/{step}", problem, f"{falls_back} and sets this one aside")
         if not problems[step]:
-            yield _ok(f"checkpoints/{step}", "every array can be read" if arrays else "finished and complete")
+            yield _ok(f"checkpoints/{step}", "every bit is as saved" if arrays else "finished and complete")
     saved = max(
         (e["step"] for e in events if e.get("kind") == "checkpoint" and isinstance(e.get("step"), int)), default=0
     )
@@ -331,34 +325,22 @@ def _checkpoints(folder: epath.Path, events: Sequence[Line], arrays: bool) -> It
         yield _warning(
             "checkpoints",
             f"events.jsonl names {saved}, the newest here is {steps[0]}",
-            "that save was interrupted or its folder moved",
+            "it was set aside or its folder moved; a resume computes these steps again",
         )
     if newest is not None:
         yield from _room(folder, newest)
 
 
-def _unfinished(step: epath.Path) -> list[str]:
-    """A finished checkpoint has Orbax's commit mark, the arrays and the facts."""
-    lacks = [name for name in ("_CHECKPOINT_METADATA", "state", "facts") if not (step / name).exists()]
-    return [f"unfinished: it lacks {', '.join(lacks)}"] if lacks else []
+def _problems(step: epath.Path, arrays: bool) -> list[str]:
+    """Of its manifest and files; of every bit of its arrays too where `arrays`, which imports jax."""
+    if arrays:
+        from pretrain.checkpoint.reading import verify
 
-
-def _verify(step: epath.Path, arrays: bool) -> list[str]:
-    if not arrays:
-        return []
-    from pretrain.checkpoint.manager import verify
-
-    return [problem.removeprefix(f"{step.name}: ") for problem in verify(step)]
-
-
-def _contents(step: epath.Path) -> set[str]:
-    """Names of the parts of a checkpoint and of its arrays; metrics are only there where an evaluation was."""
-    parts = {p.name for p in step.iterdir()} - {"metrics"}
+        return [problem.removeprefix(f"{step.name}: ") for problem in verify(step)]
     try:
-        arrays = json.loads((step / "facts" / "metadata").read_text()).get("arrays", {})
-    except (OSError, ValueError, AttributeError):
-        return parts
-    return parts | set(arrays)
+        return wrong_files(step, read(step))
+    except UserError as error:
+        return [complaint(error)]
 
 
 def _room(folder: epath.Path, step: int) -> Iterator[Finding]:

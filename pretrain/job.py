@@ -12,8 +12,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from pretrain import run as runs
-from pretrain.checkpoint import manager
-from pretrain.checkpoint.manager import Checkpoints, Progress
+from pretrain.checkpoint import manifest
+from pretrain.checkpoint.manager import Checkpoints, news_line
+from pretrain.checkpoint.manifest import Progress
 from pretrain.config import RunConfig
 from pretrain.data.corpus import open_corpus, pipeline_of
 from pretrain.data.lanes import Stream
@@ -87,7 +88,7 @@ def train(
     config.check()
     run = epath.Path(run)
     old = _previous(run)
-    notes = runs.require_resumable(old, config, allow, run, manager.latest(run / "checkpoints") or 0) if old else []
+    notes = runs.require_resumable(old, config, allow, run, manifest.latest(run / "checkpoints") or 0) if old else []
     speaks = processes is None or processes.index == 0
     if old and (facts := _finished(config, run, speaks)):
         return facts
@@ -131,6 +132,9 @@ def train(
 
 def _tell(job: Job, speaks: bool, at: int, changes: list[str]) -> None:
     """What differs from the run before, and what became of the data."""
+    for kind, facts in job.checkpoints.news():
+        _say(speaks, news_line(kind, facts))
+        job.recorder.event(kind, **facts)
     for kind, notes in (("changed", changes), ("data", job.pipeline.notes)):
         for note in notes:
             _say(speaks, note)
@@ -161,7 +165,7 @@ def _previous(run: epath.Path) -> RunConfig | None:
 
 def _finished(config: RunConfig, run: epath.Path, speaks: bool) -> dict[str, Any] | None:
     """What `train` returned when it ended a run of so many steps; None where it has not. Raises UserError beyond it."""
-    newest = manager.latest(run / "checkpoints") or 0
+    newest = manifest.latest(run / "checkpoints") or 0
     if newest > config.steps:
         raise UserError(
             f"{run} is at step {newest}, expected at most steps={config.steps}; "
@@ -175,7 +179,7 @@ def _finished(config: RunConfig, run: epath.Path, speaks: bool) -> dict[str, Any
     return {
         "status": "done",
         "step": newest,
-        "tokens": manager.read_facts(run / "checkpoints" / str(newest))["progress"]["tokens"],
+        "tokens": manifest.read(run / "checkpoints" / str(newest)).progress.tokens,
         "validation": measured or None,
         "run": str(run),
     }
@@ -236,17 +240,22 @@ def _write_facts(config: RunConfig, run: epath.Path, preset: str | None) -> None
 
 
 def _state(config: RunConfig, run: epath.Path, optimizer, dtype, mesh) -> tuple[Checkpoints, TrainState, Progress]:
-    """Of the newest checkpoint, or fresh; what is wrong with a fresh one is found before anything is written."""
-    newest = manager.latest(run / "checkpoints")
-    if newest is None:
-        state = _fresh(config, optimizer, dtype, mesh)
-        return Checkpoints(run / "checkpoints", config.checkpoint), state, Progress(step=0, tokens=0)
-    checkpoints = Checkpoints(run / "checkpoints", config.checkpoint)
-    return checkpoints, *checkpoints.restore(abstract(config, optimizer, dtype, mesh), newest)
+    """Of the newest checkpoint that is whole, or fresh; what is wrong with a fresh one is found before anything is
+    written."""
+    folder = run / "checkpoints"
+    fresh = None if folder.exists() else _fresh(config, optimizer, dtype, mesh)
+    checkpoints = Checkpoints(folder, config.checkpoint, runs.origin(config))
+    if fresh is None and (found := checkpoints.resume(abstract(config, optimizer, dtype, mesh))):
+        return checkpoints, *found
+    state, parent = fresh or _fresh(config, optimizer, dtype, mesh)
+    checkpoints.origin["parent"] = parent
+    return checkpoints, state, Progress(step=0, tokens=0)
 
 
-def _fresh(config: RunConfig, optimizer, dtype, mesh) -> TrainState:
+def _fresh(config: RunConfig, optimizer, dtype, mesh) -> tuple[TrainState, dict[str, Any] | None]:
+    """A state before its first step, and where its parameters came from."""
     state = create(config, optimizer, dtype, mesh)
     if config.start_from is None:
-        return state
-    return replace(state, model=with_parameters(state.model, config.start_from))
+        return state, None
+    model, parent = with_parameters(state.model, config.start_from)
+    return replace(state, model=model), parent

@@ -1,13 +1,14 @@
 """A finished or running run, opened for looking: its model, its tokenizer and the step they are of."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
 from pretrain import run as runs
-from pretrain.checkpoint import layout, manager
+from pretrain.checkpoint import layout, manifest, reading
 from pretrain.config import RunConfig
 from pretrain.data.corpus import corpus_folder
 from pretrain.data.tokenizer import Tokenizer, begins_with_bos, load_tokenizer
@@ -60,14 +61,14 @@ def read_model(config: RunConfig, run: epath.Path, step: int) -> Transformer:
     model = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree.abstract(config.model, jnp.float32)
     )
-    return manager.read_part(run / "checkpoints" / str(step), {"model": model})["model"]
+    return reading.read_part(run / "checkpoints" / str(step), {"model": model})["model"]
 
 
 def _choose(run: epath.Path, step: int | None) -> int:
-    newest = manager.latest(run / "checkpoints")
+    newest = manifest.latest(run / "checkpoints")
     if newest is None:
         raise UserError(f"{run} has no finished checkpoint; expected one, train it with pretrain train --run {run}")
-    if step is None or manager.is_finished(run / "checkpoints" / str(step)):
+    if step is None or manifest.is_finished(run / "checkpoints" / str(step)):
         return newest if step is None else step
     raise UserError(f"{run} has no finished checkpoint {step}; the newest is {newest}, leave --step out to use it")
 
@@ -77,13 +78,15 @@ def _hf_tokenizer(path: epath.Path) -> Tokenizer | None:
     return load_tokenizer(path) if found else None
 
 
-def with_parameters(model: Transformer, source: str) -> Transformer:
-    """`model` with the parameters of a run or a Hugging Face folder, each laid out as the one it replaces.
+def with_parameters(model: Transformer, source: str) -> tuple[Transformer, dict[str, Any]]:
+    """`model` with the parameters of a run or a Hugging Face folder, each laid out as the one it replaces; and what the
+    manifests of its checkpoints say about where they came from.
 
     Adapters that the source does not have stay as they began. Raises UserError with the fields of the model's config
     that differ, where names or shapes of parameters do.
     """
-    found = open_run(source).model
+    opened = open_run(source)
+    found = opened.model
     mine, theirs = layout.flatten(model), layout.flatten(found)
     begins = bool(model.config.adapters) and not found.config.adapters
     names = lora.plain_names(mine) if begins else dict(zip(mine, mine))
@@ -93,7 +96,14 @@ def with_parameters(model: Transformer, source: str) -> Transformer:
     pairs = zip(names.values(), mine.values())
     arrays = [jax.device_put(theirs[name], a.sharding) if name else a for name, a in pairs]
     loaded = jax.tree.unflatten(jax.tree.structure(model), arrays)
-    return lora.measured(loaded) if begins else loaded
+    return lora.measured(loaded) if begins else loaded, _parent(opened, source)
+
+
+def _parent(opened: OpenRun, source: str) -> dict[str, Any]:
+    if opened.config is None:
+        return {"run": source, "step": None, "digest": None}
+    step = opened.path / "checkpoints" / str(opened.step)
+    return {"run": source, "step": opened.step, "digest": manifest.read(step).digest}
 
 
 def _another_model(theirs: TransformerConfig, mine: TransformerConfig, source: str) -> str:

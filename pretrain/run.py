@@ -1,5 +1,6 @@
 """The run directory: what a run says about itself, and what may change when it goes on."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -65,6 +66,12 @@ def write(run: epath.Path, config: RunConfig, **facts: Any) -> None:
     temporary = run / f"run.json.{os.getpid()}"
     temporary.write_text(json.dumps(content, indent=1))
     temporary.replace(run / "run.json")
+
+
+def origin(config: RunConfig) -> dict[str, Any]:
+    """What every checkpoint says about the code and the config that made it."""
+    digest = hashlib.sha256(json.dumps(encode(config), sort_keys=True).encode()).hexdigest()
+    return {"config": digest, "code": {"version": __version__, "commit": _commit()}}
 
 
 def require_resumable(

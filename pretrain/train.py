@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
-from pretrain.checkpoint.manager import Progress
-from pretrain.errors import CheckFailed
+from pretrain.checkpoint.manager import news_line
+from pretrain.checkpoint.manifest import Progress
+from pretrain.errors import CheckFailed, UserError
 from pretrain.evaluate.perplexity import bits_per_byte
 from pretrain.feed import HostBatch, train_batches
 from pretrain.job import Job
@@ -20,6 +22,9 @@ from pretrain.metrics.progress import Progress as Display
 from pretrain.samples import write_samples
 from pretrain.state import TrainState
 from pretrain.step import Step
+
+CLOCK_STEPS = 10
+"""Between questions of many processes whether a checkpoint is due by the clock."""
 
 
 @dataclass(kw_only=True)
@@ -96,7 +101,7 @@ class Loop:
         self.tokens, self.start = progress.tokens, progress.step
         self.evaluation: dict[str, float] | None = None
         self.clock, self.pending = Clock(), None
-        self.saved = progress.step if progress.step else None
+        self.saved_at = time.monotonic()
         self.display = Display(job.config.steps, progress.step)
 
     def run(self, stop: Stop) -> dict[str, Any]:
@@ -108,7 +113,8 @@ class Loop:
                 if self._due(config.evals.every, at):
                     self.evaluate(at)
                 stopping = stop.asked(at)
-                if stopping or self._due(config.checkpoint.every, at):
+                self.tell()
+                if stopping or self._due(config.checkpoint.every, at) or self._overdue(at):
                     self.save(at)
                 if stopping:
                     return self.finish(stop.how or "preempted", at)
@@ -181,22 +187,39 @@ class Loop:
         write_samples(self.job, self.state.model, at)
         self.clock.pause(time.perf_counter() - began)
 
+    def _overdue(self, at: int) -> bool:
+        """By the clock of the first process, which all of them ask at the same steps."""
+        minutes, processes = self.job.config.checkpoint.every_minutes, jax.process_count()
+        if minutes is None or (processes > 1 and at % CLOCK_STEPS):
+            return False
+        due = time.monotonic() - self.saved_at >= 60 * minutes
+        return due if processes == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(due)))
+
     def save(self, at: int) -> None:
         self.settle()
-        if self.saved == at:
+        checkpoints, self.saved_at = self.job.checkpoints, time.monotonic()
+        if checkpoints.saved == at:
             return
         began = time.perf_counter()
         evaluated = self.evaluation if self._due(self.job.config.evals.every, at) else None
-        self.job.checkpoints.save(self.state, Progress(step=at, tokens=self.tokens), evaluated)
-        seconds = time.perf_counter() - began
-        self.saved = at
-        self.job.recorder.event("checkpoint", step=at, seconds=seconds)
-        self.clock.pause(seconds)
+        checkpoints.save(self.state, Progress(step=at, tokens=self.tokens), evaluated)
+        self.clock.pause(time.perf_counter() - began)
+        self.tell()
+
+    def tell(self) -> None:
+        """What became of saves that run beside the steps."""
+        for kind, facts in self.job.checkpoints.news():
+            self.job.recorder.event(kind, **facts)
+            if line := news_line(kind, facts):
+                self.display.note(line)
 
     def finish(self, how: str, at: int) -> dict[str, Any]:
         self.settle()
         self.save(at)
         self.job.checkpoints.close()
+        self.tell()
+        if self.job.checkpoints.saved != at:
+            raise UserError(self.job.checkpoints.unsaved(at))
         self.job.recorder.event(how, step=at)
         return {
             "status": how,

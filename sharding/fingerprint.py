@@ -1,4 +1,4 @@
-"""Integers that a single changed bit changes: of every array on every device, and of whole arrays whatever their layout.
+"""Integers that one changed bit changes: of every array on every device, and of whole arrays whatever their layout.
 
 A fingerprint is the wrap-around sum over elements of a mix of their bits and their place in the whole array, so that it
 does not depend on the order of the sum, on the mesh or on who holds which part. For one place the mix is a bijection

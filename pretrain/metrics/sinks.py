@@ -59,7 +59,8 @@ class Recorder:
         self._scalars("train", line["step"], line)
 
     def event(self, kind: str, **facts: Any) -> None:
-        """`kind` of start, resume, compiled, evaluation, checkpoint, sample, preempted, interrupted, failed, done."""
+        """`kind` of start, resume, changed, data, compiled, evaluation, checkpoint, save_failed, damaged, sample,
+        preempted, interrupted, failed, done."""
         if self._events:
             self._events.write({"time": time.time(), "kind": kind, **facts})
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from pretrain.checkpoint.manager import Checkpoints, Progress
+from pretrain.checkpoint.manager import Checkpoints
+from pretrain.checkpoint.manifest import Progress
 from pretrain.config import BatchConfig, CheckpointConfig
 from pretrain.feed import Feed
 from pretrain.objectives.build import build
@@ -116,7 +117,7 @@ def test_a_checkpoint_of_one_mesh_restores_on_every_other(tmp_path, reference):
         with reader.use():
             shapes = abstract(reader.config, reader.optimizer, np.float32, reader.mesh)
             checkpoints = Checkpoints(folder, CheckpointConfig())
-            reader.state, progress = checkpoints.restore(shapes, 10)
+            reader.state, progress = checkpoints.resume(shapes)
             checkpoints.close()
         assert progress == Progress(step=10, tokens=1)
         for a, b in zip(jax.tree.leaves(reader.state.model), jax.tree.leaves(writer.state.model)):

@@ -8,6 +8,8 @@ from etils import epath
 from packaging.requirements import Requirement
 
 from pretrain import doctor
+from pretrain.checkpoint import manifest
+from pretrain.checkpoint.manifest import Progress
 from pretrain.configs.runs.smoke import run as smoke
 from pretrain.doctor import Finding, environment, examine
 from pretrain.serial import encode
@@ -23,18 +25,21 @@ def metrics(*steps, **changed):
 
 def checkpoint(run, step, arrays=("model/embed", "step")):
     folder = run / "checkpoints" / str(step)
-    (folder / "state").mkdir(parents=True)
-    (folder / "facts").mkdir()
+    (folder / "d").mkdir(parents=True)
     (folder / "_CHECKPOINT_METADATA").write_text("{}")
-    (folder / "state" / "manifest.ocdbt").write_text("x" * 1000)
-    (folder / "facts" / "metadata").write_text(json.dumps({"arrays": {a: [[2], "float32"] for a in arrays}}))
+    (folder / "d" / "0123").write_text("x" * 1000)
+    progress, described = Progress(step=step, tokens=step), {a: [[2], "float32", 7] for a in arrays}
+    files = manifest.list_files(folder)
+    facts = manifest.Manifest(progress=progress, arrays=described, files=files, loss=None, origin={})
+    (folder / "manifest.json").write_text(facts.text())
     return folder
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A good run, resumed once at step 20; its made-up checkpoints hold no real arrays, so those are believed."""
-    monkeypatch.setattr(doctor, "_verify", lambda step, arrays: [])
+    problems = doctor._problems
+    monkeypatch.setattr(doctor, "_problems", lambda step, arrays: problems(step, arrays=False))
     run = epath.Path(tmp_path / "run")
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"config": encode(smoke())}))
@@ -157,24 +162,44 @@ def test_a_failed_run_says_why(run):
     assert wrong(run, "warning") == ["events.jsonl: the run failed at step 31: loss nan"]
 
 
-@pytest.mark.parametrize("part", ["_CHECKPOINT_METADATA", "state", "facts"])
-def test_an_unfinished_checkpoint_is_an_error_that_names_the_one_to_use(run, part):
-    folder = run / "checkpoints" / "40" / part
-    folder.rmtree() if folder.is_dir() else folder.unlink()
+def damage_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"float32"', '"float16"', 1))
+
+
+DAMAGE = {
+    "its manifest is not the one that was written": damage_manifest,
+    "its manifest is no manifest (JSONDecodeError)": lambda folder: (folder / "manifest.json").write_text("{"),
+    "its manifest is no manifest (KeyError)": lambda folder: (folder / "manifest.json").write_text("{}"),
+    "its manifest cannot be read (FileNotFoundError)": lambda folder: folder.rmtree() or folder.mkdir(),
+    "d/0123 has 10 bytes, 1000 were written": lambda folder: (folder / "d" / "0123").write_text("x" * 10),
+    "d/0123 is missing": lambda folder: (folder / "d" / "0123").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_checkpoint_is_an_error_that_names_the_one_to_use(run, what):
+    DAMAGE[what](run / "checkpoints" / "40")
     (found,) = [f for f in examine(run) if f.severity == "error"]
-    assert (found.where, found.what) == ("checkpoints/40", f"unfinished: it lacks {part}")
-    assert found.do == "delete it; a resume uses 20"
+    assert (found.where, found.what) == ("checkpoints/40", what)
+    assert found.do == "a resume uses 20 and sets this one aside"
 
 
-def test_a_checkpoint_holds_what_the_newest_good_one_holds(run):
-    checkpoint(run, 30, arrays=("step",))
-    assert wrong(run) == ["checkpoints/30: lacks model/embed, which 40 has"]
+def test_a_checkpoint_of_another_step_is_an_error(run):
+    (run / "checkpoints" / "40").rename(run / "checkpoints" / "50")
+    assert wrong(run) == ["checkpoints/50: its manifest is of step 40"]
 
 
 def test_problems_of_arrays_are_reported_one_by_one(run, monkeypatch):
     bad = {"40": ["model/embed: checksum", "step: missing"]}
-    monkeypatch.setattr(doctor, "_verify", lambda step, arrays: bad.get(step.name, []))
+    monkeypatch.setattr(doctor, "_problems", lambda step, arrays: bad.get(step.name, []))
     assert wrong(run) == ["checkpoints/40: model/embed: checksum", "checkpoints/40: step: missing"]
+
+
+def test_what_a_resume_set_aside_is_a_warning(run):
+    (run / "checkpoints" / "damaged" / "30").mkdir(parents=True)
+    (line,) = wrong(run, "warning")
+    assert line.startswith("checkpoints/damaged/30: set aside")
 
 
 @pytest.mark.parametrize("name", ["60.orbax-checkpoint-tmp", "60.orbax-checkpoint-tmp-1699", "deleted"])
@@ -220,7 +245,7 @@ def test_examining_a_run_without_its_arrays_imports_no_jax(run, tmp_path):
 def test_a_real_checkpoint_is_read_and_damage_is_found(tmp_path):
     import jax.numpy as jnp
 
-    from pretrain.checkpoint.manager import Checkpoints, Progress
+    from pretrain.checkpoint.manager import Checkpoints
     from pretrain.config import CheckpointConfig
 
     run = epath.Path(tmp_path)
@@ -231,12 +256,13 @@ def test_a_real_checkpoint_is_read_and_damage_is_found(tmp_path):
         checkpoints.wait()
     checkpoints.close()
     assert [f.severity for f in examine(run) if f.where.startswith("checkpoints")] == ["ok", "ok"]
-    for file in Path(run / "checkpoints" / "2" / "state").rglob("*"):
+    for file in Path(run / "checkpoints" / "2").rglob("*"):
         if file.is_file() and "/d/" in str(file):
             file.write_bytes(file.read_bytes()[:10])
     found = [f for f in examine(run) if f.where.startswith("checkpoints")]
-    assert [(f.where, f.severity) for f in found] == [("checkpoints/1", "ok"), ("checkpoints/2", "error")]
-    assert found[1].do == "delete it; a resume uses 1"
+    assert {(f.where, f.severity) for f in found} == {("checkpoints/1", "ok"), ("checkpoints/2", "error")}
+    assert {f.what.split(":")[0] for f in found} >= {"model/kernel", "step"}
+    assert found[1].do == "a resume uses 1 and sets this one aside"
 
 
 def test_this_machine_is_described():

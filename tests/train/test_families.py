@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from pretrain.checkpoint import manager
+from pretrain.checkpoint import manifest
 from pretrain.data.config import TrainSentencePiece
 from pretrain.metrics.sinks import read_lines
 from pretrain.models.config import TransformerConfig
@@ -68,7 +68,7 @@ def test_ten_steps_lower_the_loss_and_repeat_from_a_checkpoint(name, train, tmp_
     assert config.model.ahead is None or math.log(evaluation["perplexity"]) < evaluation["loss"] - 1, "of next tokens"
     for step in (8, 10):
         shutil.rmtree(run / "checkpoints" / str(step))
-    assert manager.latest(epath.Path(run / "checkpoints")) == 4
+    assert manifest.latest(epath.Path(run / "checkpoints")) == 4
     train(run, **changes)
     assert_same([line for line in tiny.lines(run) if line["step"] > 4], first)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from pretrain.checkpoint import manager
+from pretrain.checkpoint import manifest, reading
 from tests.train import tiny
 
 SAME = ("loss", "grad_norm", "weight", "tokens", "batch_hash", "learning_rate")
@@ -45,8 +45,8 @@ def test_killed_runs_repeat_every_loss_and_every_batch_bit_for_bit(corpus, tmp_p
         killed += process.poll() is None
         process.kill()
         process.wait()
-        latest = manager.latest(epath.Path(run / "checkpoints"))
-        assert latest is None or not manager.verify(epath.Path(run / "checkpoints" / str(latest)))
+        latest = manifest.latest(epath.Path(run / "checkpoints"))
+        assert latest is None or not reading.verify(epath.Path(run / "checkpoints" / str(latest)))
     tiny.finish(tiny.start(corpus, run))
     assert killed == 3
     assert {line["step"] for line in tiny.lines(run)} == set(range(1, 31))
@@ -60,7 +60,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(corpus, tmp_path, undisturbe
     process.send_signal(signal.SIGTERM)
     assert '"preempted"' in tiny.finish(process)
     stopped = max(line["step"] for line in tiny.lines(run))
-    assert manager.latest(epath.Path(run / "checkpoints")) == stopped
+    assert manifest.latest(epath.Path(run / "checkpoints")) == stopped
     tiny.finish(tiny.start(corpus, run))
     assert [line["step"] for line in tiny.lines(run)] == list(range(1, 31)), "no step was lost or repeated"
     assert_same(tiny.lines(run), undisturbed)
@@ -71,7 +71,7 @@ def test_an_empty_folder_with_a_large_number_is_no_checkpoint(corpus, tmp_path, 
     tiny.finish(tiny.start(corpus, run, "steps=8"))
     (run / "checkpoints" / "9").mkdir()
     shutil.copytree(run / "checkpoints" / "8", run / "checkpoints" / "11")
-    shutil.rmtree(run / "checkpoints" / "11" / "state")
+    shutil.rmtree(run / "checkpoints" / "11" / "d")
     tiny.finish(tiny.start(corpus, run, "steps=12"))
     assert_same(tiny.lines(run), undisturbed)
     assert [line["step"] for line in tiny.lines(run)] == list(range(1, 13))

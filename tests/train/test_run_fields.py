@@ -24,7 +24,9 @@ ONE = {
     "log": LogConfig(every=5, tensorboard=True),
 }
 OTHER = {
-    "checkpoint": CheckpointConfig(every=2, keep_latest=1, keep_best=0),
+    "checkpoint": CheckpointConfig(
+        every=2, every_minutes=600.0, keep_latest=1, keep_best=0, keep_every=6, on_failure="stop"
+    ),
     "evals": EvalConfig(every=4, batches=2, prompts=("of", "to"), sample_tokens=5),
     "log": LogConfig(every=4, tensorboard=False),
 }
@@ -66,6 +68,7 @@ def test_the_two_runs_differ_in_every_field():
     for name, config in ONE.items():
         for f in fields(config):
             if f.name != "translations":  # of pairs: see test_translations
+                # every_minutes and on_failure: see test_checkpoints
                 assert getattr(config, f.name) != getattr(OTHER[name], f.name), f"{name}.{f.name}"
 
 
@@ -74,14 +77,15 @@ def test_checkpoints_are_written_every_so_many_steps(ran):
     assert [e["step"] for e in events(run, "checkpoint")] == due(config["checkpoint"].every)
 
 
-def test_the_latest_and_the_best_checkpoints_stay(ran):
+def test_the_latest_the_best_and_every_so_many_th_checkpoint_stay(ran):
     run, config = ran
     saved = due(config["checkpoint"].every)
     loss = {e["step"]: e["loss"] for e in events(run, "evaluation") if e["step"] in saved}
     best = sorted(loss, key=lambda step: loss[step])[: config["checkpoint"].keep_best]
     latest = saved[-config["checkpoint"].keep_latest :]
     assert not set(best) & set(latest), "the best must not stay as one of the latest"
-    assert {int(p.name) for p in (run / "checkpoints").iterdir()} == {*latest, *best}
+    forever = [step for step in saved if step % (config["checkpoint"].keep_every or 1000) == 0]
+    assert {int(p.name) for p in (run / "checkpoints").iterdir()} == {*latest, *best, *forever}
 
 
 def test_the_validation_split_is_looked_at_every_so_many_steps_for_so_many_batches(ran):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from pretrain.checkpoint import manager
+from pretrain.checkpoint import manifest
 from pretrain.errors import UserError
 from pretrain.metrics.sinks import Recorder, read_lines
 from pretrain.optimizer.config import Cosine, OptimizerConfig
@@ -65,7 +65,7 @@ def test_ctrl_c_saves_the_step_and_the_same_command_goes_on(train, tmp_path, mon
         facts = train(run, steps=8)
     assert facts["status"] == "interrupted"
     assert "\nCtrl-C: this step ends and is saved; again stops at once\n" in capfd.readouterr().err
-    assert manager.latest(epath.Path(run / "checkpoints")) == facts["step"] == 4
+    assert manifest.latest(epath.Path(run / "checkpoints")) == facts["step"] == 4
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert train(run, steps=8)["status"] == "done"
     assert [line["step"] for line in tiny.lines(run)] == list(range(1, 9)), "no step was lost or repeated"
@@ -84,7 +84,7 @@ def test_a_second_ctrl_c_stops_at_once(train, tmp_path, monkeypatch):
     monkeypatch.setattr(Recorder, "metrics", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", steps=8)
-    assert manager.latest(epath.Path(tmp_path / "run" / "checkpoints")) is None
+    assert manifest.latest(epath.Path(tmp_path / "run" / "checkpoints")) is None
 
 
 def test_a_start_from_another_model_names_its_fields_and_leaves_no_run(train, tmp_path):
