@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.sharding import place
 
-Implementation = Literal["auto", "reference", "blockwise"]
+Implementation = Literal["auto", "reference", "blockwise", "splash"]
 
 
 @partial(
@@ -72,18 +72,36 @@ def attention(
     `softcap` as in Gemma 2 (arXiv:2408.00118, section 2). `sinks`: a logit more in each softmax, whose weight is lost
     (gpt-oss). "auto" picks by platform and shape, never by values.
     """
-    from pretrain.models.layers.blockwise import blockwise_attention, fits
+    from pretrain.models.layers.blockwise import blockwise_attention
 
     plain = bias_KGTS is None and sinks_KG is None and k_BSKH.shape == v_BSKV.shape
     if implementation == "auto":
-        on_cpu = place.platform() == "cpu"
-        implementation = "blockwise" if on_cpu and plain and fits(mask) else "reference"
+        implementation = _fastest(place.platform(), mask, q_BTKGH, k_BSKH, v_BSKV, bias_KGTS, plain)
     if implementation == "blockwise":
         if not plain:
             raise ValueError("found biases, sinks or values of another width; blocks have none: use the reference")
         return blockwise_attention(q_BTKGH, k_BSKH, v_BSKV, mask=mask, scale=scale, softcap=softcap)
+    if implementation == "splash":
+        from pretrain.models.layers.splash import splash_attention
+
+        if bias_KGTS is not None:
+            raise ValueError("found biases; the kernel has none: use the reference")
+        options = {"softcap": softcap, "sinks_KG": sinks_KG, "interpret": place.platform() != "tpu"}
+        return splash_attention(q_BTKGH, k_BSKH, v_BSKV, mask=mask, scale=scale, **options)
     extra = {"bias_KGTS": bias_KGTS, "sinks_KG": sinks_KG}
     return reference_attention(q_BTKGH, k_BSKH, v_BSKV, mask=mask, scale=scale, softcap=softcap, **extra)
+
+
+def _fastest(platform: str, mask: Mask, q_BTKGH, k_BSKH, v_BSKV, bias_KGTS, plain: bool) -> Implementation:
+    from pretrain.models.layers import blockwise
+
+    if platform == "cpu" and plain and blockwise.fits(mask):
+        return "blockwise"
+    if platform == "tpu" and bias_KGTS is None:
+        from pretrain.models.layers import splash
+
+        return "splash" if splash.fits(mask, q_BTKGH, k_BSKH, v_BSKV) else "reference"
+    return "reference"
 
 
 def reference_attention(
