@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import random
 
 import pytest
 
@@ -225,3 +226,25 @@ def test_every_number_of_a_quality_step_reaches_its_filter():
                 found = built[stored.get(name, name)]
                 assert found == (set(value) if isinstance(value, tuple) else value)
         assert isinstance(built["language"], UnicodeWords)
+
+
+def test_quick_rules_of_repetition_judge_as_those_of_datatrove():
+    from datatrove.data import Document
+    from datatrove.pipeline.filters import GopherRepetitionFilter
+
+    from pretrain.data.recipe.repetition import Repetition
+    from pretrain.data.recipe.words import UnicodeWords
+
+    ours, theirs = Repetition(language=UnicodeWords()), GopherRepetitionFilter(language=UnicodeWords())
+    draw, verdicts = random.Random(3), set()
+    for _ in range(400):
+        vocabulary = [f"w{'o' * draw.randrange(6)}{i}" for i in range(draw.choice([3, 20, 200, 2000]))]
+        words = draw.choices(vocabulary, k=draw.randrange(1, 700))
+        for _ in range(draw.randrange(6)):
+            at, n = draw.randrange(len(words)), draw.randrange(1, 60)
+            words[draw.randrange(len(words)) :] += words[at : at + n] * draw.randrange(1, 4)
+        text = "".join(w + draw.choice([" ", " ", " ", ". ", "\n", "\n\n"]) for w in words)
+        expected = theirs.filter(Document(text=text, id="1"))
+        assert ours.filter(Document(text=text, id="1")) == expected
+        verdicts.add(str(expected))
+    assert len(verdicts) > 8

@@ -24,7 +24,6 @@ from datatrove.pipeline.filters import (
     C4QualityFilter,
     FineWebQualityFilter,
     GopherQualityFilter,
-    GopherRepetitionFilter,
 )
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 from datatrove.utils.word_tokenizers import load_word_tokenizer
@@ -34,6 +33,7 @@ from pretrain.data.recipe import config as recipe
 from pretrain.data.recipe.clean import evaluation_files
 from pretrain.data.recipe.documents import Chain, Counted, Read, Unicode, Write
 from pretrain.data.recipe.passages import build_index
+from pretrain.data.recipe.repetition import Repetition
 from pretrain.data.recipe.shards import row_of
 from pretrain.data.recipe.words import Languages, UnicodeWords
 from pretrain.errors import UserError
@@ -149,7 +149,7 @@ def _streamed(step: Any, index: Path) -> PipelineStep:
         case recipe.GopherQuality():
             return GopherQualityFilter(**_given(step))
         case recipe.GopherRepetition():
-            return GopherRepetitionFilter(**_given(step))
+            return Repetition(**_given(step))
         case recipe.FineWeb():
             return FineWebQualityFilter(**_given(step))
         case recipe.Decontaminate():

@@ -12,6 +12,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from pretrain.errors import UserError
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+SEEN = 1000  # characters at the beginning, in the middle and at the end by which py3langid tells a language
 SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?。！？]+[\"'”’)]*|\n|$)")
 
 
@@ -72,7 +73,7 @@ class Languages(BaseFilter):
         if self._loaded is None:
             self._loaded = self._load()
         if self.model is None:
-            return [(code, float(p)) for code, p in self._loaded.rank(text)]
+            return [(code, float(p)) for code, p in self._loaded.rank(_excerpt(text))]
         codes, probabilities = self._loaded.predict(text.replace("\n", " "), k=-1)
         return [(code.removeprefix("__label__"), float(p)) for code, p in zip(codes, probabilities)]
 
@@ -88,6 +89,14 @@ class Languages(BaseFilter):
         except ValueError:
             message = f"found no fastText model in {self.model}, expected one, as lid.176.bin"
             raise UserError(f"{message}; copy it anew") from None
+
+
+def _excerpt(text: str) -> str:
+    """Three places of a long text: enough for a model of bytes, whose cost is that of its text."""
+    if len(text) <= 3 * SEEN:
+        return text
+    middle = (len(text) - SEEN) // 2
+    return "\n".join((text[:SEEN], text[middle : middle + SEEN], text[-SEEN:]))
 
 
 def _require(module: str, package: str) -> None:
