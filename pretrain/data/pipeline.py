@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from pretrain.data.rows import Batch, Raw, Transform, cut, read
 from pretrain.data.windows import Piece, Split
 from pretrain.errors import UserError
 
+TOGETHER, KEPT = 2048, 8
+"""Samples whose rows are looked up at a time, and how many such blocks are remembered: workers take turns at steps."""
 NO_END = 1 << 62  # Grain wants to know how many steps there are
 
 
@@ -38,6 +40,8 @@ class Pipeline:
     shuffle: bool = True
     mixture: Mixture | None = None
     lengths: tuple[Lengths, ...] = ()
+    _known: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """The numbers of neighbouring steps, which are cheaper together."""
 
     def __post_init__(self):
         if not self.split.tokens:
@@ -85,12 +89,30 @@ class Pipeline:
 
     def windows(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         """Number in the plan of each row."""
-        return self.order.rows(self.samples(step, rows))
+        return self._numbers(step)[0][rows]
+
+    def _numbers(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(row of the plan, key of what is drawn) of each row of a step."""
+        steps = max(1, TOGETHER // self.batch)
+        block, place = divmod(step, steps)
+        found = self._known.get(block)
+        if found is None:
+            end = (block + 1) * steps * self.batch
+            if (ends := self.order.ends) is not None and ends >= (step + 1) * self.batch:
+                end = min(end, ends // self.batch * self.batch)
+            samples = np.arange(block * steps * self.batch, end)
+            found = self.order.rows(samples), row_keys(self.seed, samples, "train")
+            for old in list(self._known)[: 1 - KEPT]:
+                self._known.pop(old, None)
+            self._known[block] = found
+        numbers, keys = found
+        own = slice(place * self.batch, (place + 1) * self.batch)
+        return numbers[own], keys[own]
 
     def raw(self, step: int, rows: slice = slice(None)) -> Raw:
         """Rows of the global batch of `step`, before the transform."""
-        keys = row_keys(self.seed, self.samples(step, rows), "train")
-        raw = read(self.split, self.plan, self.transform.room, self.windows(step, rows), keys)
+        numbers, keys = self._numbers(step)
+        raw = read(self.split, self.plan, self.transform.room, numbers[rows], keys[rows])
         now = [one for one in self.lengths if one.step <= step]
         return cut(raw, now[-1].choices) if now else raw
 

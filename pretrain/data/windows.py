@@ -51,12 +51,13 @@ class Split:
         self._ends = np.cumsum([0] + [s.tokens for s in self.shards]).tolist()  # entry i: where shard i begins
         self._readers: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._last: tuple[str, Any] = ("", None)  # file and reader that were used last
         problems = [p for shard in self.shards for p in self._size_problems(shard)]
         if problems:
             raise UserError(*problems)
 
     def __getstate__(self):
-        return {**self.__dict__, "_readers": OrderedDict(), "_lock": None}
+        return {**self.__dict__, "_readers": OrderedDict(), "_lock": None, "_last": ("", None)}
 
     def __setstate__(self, state):
         self.__dict__.update(state, _lock=threading.Lock())
@@ -82,11 +83,11 @@ class Split:
             record, at = self._record(position + done)
             n = min(len(record.tokens) - 1 - at, T - done)
             tokens[done : done + n + 1] = record.tokens[at : at + n + 1]
-            if record.boundaries.size:
-                places = record.boundaries.astype(np.int64)
-                if n < len(record.tokens) - 1:
-                    places = places[slice(*places.searchsorted((at, at + n + 1)))]
-                starts[places + (done - at)] = True
+            places = record.boundaries
+            if n < len(record.tokens) - 1:
+                places = places[slice(*places.searchsorted((at, at + n + 1)))]
+            if places.size:
+                starts[places if done == at else places.astype(np.int64) + (done - at)] = True
             done += n
         return done
 
@@ -185,6 +186,9 @@ class Split:
     def _reader(self, file: str):
         from array_record.python.array_record_module import ArrayRecordReader
 
+        last, reader = self._last
+        if last == file:
+            return reader
         with self._lock:
             reader = self._readers.pop(file, None)
             if reader is None:
@@ -192,6 +196,7 @@ class Split:
             self._readers[file] = reader
             while len(self._readers) > OPEN_FILES:
                 self._readers.popitem(last=False)
+            self._last = file, reader
             return reader
 
 

@@ -54,7 +54,7 @@ def fresh(made, streaming):
     def make(**changes) -> Streamed:
         pipeline = pipeline_of(made[0], Packed(LENGTH), streaming, ROWS)
         assert isinstance(pipeline, Streamed)
-        return replace(pipeline, **changes, _open={})
+        return replace(pipeline, **changes)
 
     shutil.rmtree(corpus_folder(streaming, "unused") / "cursors", ignore_errors=True)
     return make
@@ -113,7 +113,7 @@ def test_a_resume_reads_from_the_journal_and_not_from_the_start(fresh, monkeypat
     reader = pipeline._at(29, slice(None))
     pipeline.journal.append(30, 0, reader.lanes.cursors())
     expected, encoded = pipeline.rows(30), []
-    other = replace(pipeline, _open={})
+    other = replace(pipeline)
     encode = type(other.stream).encode
 
     def counting(self, tokenizer, documents):
@@ -124,7 +124,7 @@ def test_a_resume_reads_from_the_journal_and_not_from_the_start(fresh, monkeypat
     assert equal(other.rows(30), expected)
     assert len(encoded) <= 4 * ROWS
     encoded.clear()
-    assert equal(replace(pipeline, _open={}, journaled=False).rows(30), expected)
+    assert equal(replace(pipeline, journaled=False).rows(30), expected)
     assert len(encoded) > 8 * ROWS
 
 
@@ -168,7 +168,7 @@ def test_sources_name_the_document_and_the_offset_of_every_token(fresh, made):
                 ids = [*tokenizer.encode(text), tokenizer.eos]
                 found = raw.tokens[row, p.start : p.start + p.length].tolist()
                 assert found == ids[p.offset : p.offset + p.length]
-    assert replace(pipeline, _open={}).sources(33, 5) == pipeline.sources(33, 5)
+    assert replace(pipeline).sources(33, 5) == pipeline.sources(33, 5)
 
 
 def test_no_document_of_the_validation_split_is_trained_on(fresh, made, texts):
@@ -208,11 +208,11 @@ def test_a_damaged_or_foreign_journal_changes_nothing(fresh):
     pipeline.journal.append(21, 0, reader.lanes.cursors())  # behind a torn line
     assert pipeline.journal.latest(21, range(ROWS))[0][0] != 0
     path.write_bytes(line[: len(line) // 2])
-    assert equal(replace(pipeline, _open={}).rows(21), following)
-    other = replace(pipeline, seed=9, _open={})
+    assert equal(replace(pipeline).rows(21), following)
+    other = replace(pipeline, seed=9)
     other.__dict__.pop("journal", None)
     assert other.journal.latest(21, range(ROWS)) == [(0, None)] * ROWS
-    assert equal(replace(pipeline, _open={}).rows(20), expected)
+    assert equal(replace(pipeline).rows(20), expected)
 
 
 def test_a_source_file_that_changed_is_refused(tmp_path):
