@@ -40,7 +40,9 @@ class Pipeline:
     shuffle: bool = True
     mixture: Mixture | None = None
     lengths: tuple[Lengths, ...] = ()
-    _known: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _known: dict[int, tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
     """The numbers of neighbouring steps, which are cheaper together."""
 
     def __post_init__(self):

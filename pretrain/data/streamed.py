@@ -53,9 +53,7 @@ class Streamed:
     lengths: tuple[Lengths, ...] = ()
     journaled: bool = True
     """Whether places are taken from the journal; they are written by `iterate` in any case."""
-    _open: dict[tuple[int, int], "_Reader"] = field(
-        default_factory=dict, init=False, compare=False, repr=False
-    )
+    _open: dict[tuple[int, int], "_Reader"] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def from_config(cls, stream: Stream, transform: Transform, data: DataConfig, batch: int) -> "Streamed":
