@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.config import CorpusConfig, Single, TokenizerFile, parts_of
+from pretrain.data.config import CorpusConfig, Single, TokenizerFile, TrainSentencePiece, parts_of
 from pretrain.data.manifest import (
     SPLITS,
     Manifest,
@@ -109,7 +109,7 @@ def prepare(
         if not isinstance(executor, Local):
             _write_elsewhere(corpus, folder, units, executor)
             sweep(folder)  # not before: tasks of a killed command may have been writing
-        _write_units(corpus, folder, units, workers, progress)
+        _write_units(corpus, folder, units, workers, progress, tokenizer)
         return _finish(corpus, folder, len(units), tokenizer, cleaned)
 
 
@@ -209,9 +209,9 @@ def make_tokenizer(corpus: CorpusConfig, folder: Path, units: Sequence[Unit]) ->
     temporary = folder / "tokenizer.tmp-0"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    if isinstance(recipe, TokenizerFile):
-        load_tokenizer(recipe.path).save(temporary)
-    else:
+    if given is not None:
+        given.save(temporary)
+    elif isinstance(recipe, TrainSentencePiece):
         from pretrain.data.tokenizer_sentencepiece import sample, train_sentencepiece
 
         chosen = sample(training_texts(corpus, units), recipe.sample_bytes)
@@ -240,7 +240,9 @@ def check_specials(corpus: CorpusConfig, tokenizer: Tokenizer) -> None:
             raise UserError(f"{message}; set it to False or use another tokenizer")
 
 
-def _write_units(corpus: CorpusConfig, folder: Path, units: list, workers: int, progress: Callable) -> None:
+def _write_units(
+    corpus: CorpusConfig, folder: Path, units: list, workers: int, progress: Callable, tokenizer: Tokenizer
+) -> None:
     state = {"done": 0, "tokens": 0, "documents": 0}
     missing = []
 
@@ -258,7 +260,6 @@ def _write_units(corpus: CorpusConfig, folder: Path, units: list, workers: int, 
         else:
             missing.append(number)
     if workers <= 1 or len(missing) <= 1:
-        tokenizer = load_tokenizer(folder / "tokenizer")
         for number in missing:
             write_unit(corpus, folder, number, units[number], tokenizer)
             count(number)

@@ -48,8 +48,6 @@ mixtures = st.one_of(st.none(), phases().map(lambda p: Mixture(phases=p)))
 all_lengths = st.sampled_from(
     [(), (Lengths(choices=(7,)),), (Lengths(choices=(10,)), Lengths(step=9, choices=(20, 40)))]
 )
-    [(), (Lengths(choices=(7,)),), (Lengths(choices=(10,)), Lengths(step=9, choices=(20, 40)))]
-)
 pipelines = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**40),
