@@ -2,6 +2,7 @@
 
     python benchmarks/kills.py --kills 20 --seed 0
     python benchmarks/kills.py --kills 100 --prepare
+    python benchmarks/kills.py --kills 20 --streaming
 
 Each kill is `kill -9`: of training at a random moment between the start of the process and some steps behind its last
 checkpoint; of `data prepare`, with two workers, at a random moment of its time, in a new folder whenever one is done.
@@ -44,9 +45,9 @@ def text(folder: Path) -> Path:
     return folder
 
 
-def kill_once(corpus: Path, run: Path, rng: random.Random, steps: int) -> dict:
+def kill_once(corpus: Path, run: Path, rng: random.Random, words: list[str]) -> dict:
     before = len(tiny.lines(run))
-    process = tiny.start(corpus, run, f"steps={steps}")
+    process = tiny.start(corpus, run, *words)
     starting = rng.random() < 0.25
     more, patience = (1, rng.uniform(0, 8)) if starting else (rng.randint(1, MOST_STEPS), 120)
     deadline = time.time() + patience  # while it starts, restores or compiles; or some steps later
@@ -141,6 +142,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of the run; default: more than the kills let it reach")
     parser.add_argument("--prepare", action="store_true", help="kill the preparation of a corpus, not training")
+    parser.add_argument("--streaming", action="store_true", help="train straight from the files")
     options = parser.parse_args()
     rng, began = random.Random(options.seed), time.time()
     options.steps = options.steps or 2 * MOST_STEPS * options.kills
@@ -151,13 +153,14 @@ def main() -> int:
         return 3 if facts["different"] else 0
     with tempfile.TemporaryDirectory() as folder:
         corpus, run, calm = text(Path(folder) / "text"), Path(folder) / "killed", Path(folder) / "calm"
-        tiny.finish(tiny.start(corpus, calm, f"steps={options.steps}"))
+        words = [f"steps={options.steps}", *(["streaming=1"] if options.streaming else [])]
+        tiny.finish(tiny.start(corpus, calm, *words))
         reference = {line["step"]: line for line in tiny.lines(calm)}
         kills = []
         while sum(k["killed"] for k in kills) < options.kills and len(kills) < 3 * options.kills:
-            kills.append(kill_once(corpus, run, rng, options.steps))
+            kills.append(kill_once(corpus, run, rng, words))
             print(json.dumps(kills[-1]), flush=True)
-        tiny.finish(tiny.start(corpus, run, f"steps={options.steps}"))
+        tiny.finish(tiny.start(corpus, run, *words))
         lines, audit = tiny.lines(run), audited(run, corpus)
     different = [(x["step"], k) for x in lines for k in SAME if x[k] != reference[x["step"]][k]]
     summary = {

@@ -1,6 +1,7 @@
 """Documents side by side in the rows of a batch."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -37,18 +38,25 @@ def segmented(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.n
     B, T = starts.shape
     begins = starts.copy()
     begins[:, :1] = True
-    first = np.flatnonzero(begins).astype(np.int32)  # token of all rows with which each segment begins
-    sizes = np.diff(first, append=np.int32(B * T))
-    number = np.arange(1, len(first) + 1, dtype=np.int32)
-    number -= np.searchsorted(first, first - first % max(T, 1)).astype(np.int32)  # those of the rows before
+    first = np.flatnonzero(begins)  # token of all rows with which each segment begins
+    sizes = np.empty_like(first)
+    np.subtract(first[1:], first[:-1], out=sizes[:-1])
+    sizes[-1:] = B * T - first[-1:]
+    before = np.searchsorted(first, np.arange(B) * T)  # segments of the rows before each
+    number = np.arange(1, len(first) + 1, dtype=np.int32) - before[first // max(T, 1)].astype(np.int32)
     segments = np.repeat(number, sizes).reshape(B, T)
-    positions = np.arange(B * T, dtype=np.int32)
-    positions -= np.repeat(first, sizes)
-    positions = positions.reshape(B, T)
+    positions = (_places(B * T) - np.repeat(first.astype(np.int32), sizes)).reshape(B, T)
     if len(lengths) and lengths.min() < starts.shape[1]:
         exists = np.arange(T) < lengths[:, None]
         segments, positions = segments * exists, positions * exists
     return segments, positions
+
+
+@lru_cache(maxsize=8)
+def _places(n: int) -> np.ndarray:
+    out = np.arange(n, dtype=np.int32)
+    out.flags.writeable = False
+    return out
 
 
 def pack(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Batch:
@@ -60,14 +68,14 @@ def pack(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Batch:
     """
     T = tokens.shape[1] - 1
     segments, positions = segmented(starts[:, :T], lengths)
-    inputs, targets, ends = tokens[:, :T].copy(), tokens[:, 1:].copy(), starts[:, 1:]
+    inputs, targets, ends = tokens[:, :T].copy(), tokens[:, 1:].copy(), starts[:, 1:].copy()
     if len(lengths) and lengths.min() < T:
         padding = segments == 0
         inputs[padding] = 0
-        ends = ends | padding
-    targets[ends] = 0
+        ends |= padding
+    last = np.flatnonzero(ends)
     weights = np.ones(ends.shape, np.float32)
-    weights[ends] = 0
+    targets.reshape(-1)[last] = weights.reshape(-1)[last] = 0
     return {"tokens": inputs, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
 
 

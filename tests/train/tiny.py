@@ -75,7 +75,10 @@ def main() -> None:
     mesh = MeshConfig(**{k: int(given[k]) for k in ("data", "fsdp", "tensor") if k in given})
     changes["mesh"] = mesh if any(k in given for k in ("data", "fsdp", "tensor")) else MeshConfig(fsdp=-1)
     changes["rules"] = given.get("rules", "fsdp")
-    print(json.dumps(train(config(Path(text), **changes), Path(run), processes=processes, allow=("steps",))))
+    run_config = config(Path(text), **changes)
+    if "streaming" in given:
+        run_config = replace(run_config, data=replace(run_config.data, streaming=True))
+    print(json.dumps(train(run_config, Path(run), processes=processes, allow=("steps",))))
 
 
 if __name__ == "__main__":
