@@ -5,6 +5,7 @@ from typing import Literal
 
 from pretrain.data.config import DataConfig, TrainSentencePiece
 from pretrain.errors import check
+from pretrain.health.config import HealthConfig
 from pretrain.models.config import LearnedPositions, MoeConfig, TransformerConfig
 from pretrain.objectives.config import NextToken, Objective, PrefixLm, SequencePairs
 from pretrain.optimizer.config import OptimizerConfig
@@ -110,6 +111,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evals: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     start_from: str | None = None
     """A run or a Hugging Face folder whose parameters the run starts with; None: random ones."""
     simulate: int | None = None

@@ -1,5 +1,6 @@
 """What is wrong with this machine or with a run, each with what to do. Nothing is changed."""
 
+import math
 import shutil
 import sys
 from collections import defaultdict
@@ -200,7 +201,7 @@ def examine(run: epath.Path, *, arrays: bool = True) -> list[Finding]:
         *_run_json(run / "run.json"),
         *_lines(run / "metrics.jsonl"),
         *_growth(metrics, events),
-        *_repeats(metrics),
+        *_repeats(metrics, events),
         *_lines(run / "events.jsonl"),
         *_ending(events),
         *_checkpoints(run / "checkpoints", events, arrays),
@@ -242,7 +243,7 @@ def _lines(path: epath.Path) -> Iterator[Finding]:
 
 def _growth(metrics: Sequence[Line], events: Sequence[Line]) -> Iterator[Finding]:
     """Within a session steps grow; only a resume from an earlier step may go back."""
-    resumes = [e["step"] for e in events if e.get("kind") == "resume" and isinstance(e.get("step"), int)]
+    resumes = [e["step"] for e in events if e.get("kind") in ("resume", "rewind") and isinstance(e.get("step"), int)]
     starts = sum(e.get("kind") == "start" for e in events)
     steps = [line["step"] for line in metrics if isinstance(line.get("step"), int)]
     unused = [*resumes, *[0] * max(0, starts - 1)]  # a session killed before its first checkpoint starts anew
@@ -260,10 +261,11 @@ def _growth(metrics: Sequence[Line], events: Sequence[Line]) -> Iterator[Finding
         unused.remove(reason)
 
 
-def _repeats(metrics: Sequence[Line]) -> Iterator[Finding]:
+def _repeats(metrics: Sequence[Line], events: Sequence[Line]) -> Iterator[Finding]:
     """A step that is trained once more must see the same batch and find the same loss."""
     lines: Mapping[Any, list[Line]] = defaultdict(list)
-    for line in metrics:
+    rewound = min((e["first_skipped"] for e in events if e.get("kind") == "rewind"), default=math.inf)
+    for line in (x for x in metrics if x.get("step", 0) < rewound):  # from there on it is trained otherwise on purpose
         lines[line.get("step")].append(line)
     repeated = {step: found for step, found in lines.items() if len(found) > 1}
     for key, do in (

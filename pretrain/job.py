@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from pretrain.feed import Feed
 from pretrain.metrics.progress import short_exponent
 from pretrain.metrics.sinks import Recorder, read_lines
 from pretrain.models import accounting, tree
+from pretrain.objectives.batch import Objective
 from pretrain.objectives.build import build as build_objective
 from pretrain.objectives.config_parts import both
 from pretrain.objectives.transforms import rows_of
@@ -59,6 +61,9 @@ class Job:
     checkpoints: Checkpoints
     recorder: Recorder
     flops_per_token: float
+    objective: Objective
+    fresh: Callable[[], TrainState]
+    """The state before the first step."""
     started: float
     """Unix seconds, before anything was imported or prepared for this job."""
 
@@ -119,11 +124,12 @@ def train(
             checkpoints=checkpoints,
             recorder=Recorder(run, tensorboard=config.log.tensorboard, active=speaks),
             flops_per_token=_flops_per_token(config),
+            objective=objective,
+            fresh=lambda: _fresh(config, optimizer, dtype, mesh),
             started=started,
         )
-        job.recorder.event("resume" if progress.step else "start", step=progress.step, log_every=config.log.every)
         _tell(job, speaks, progress.step, notes)
-        step = make_step(objective, optimizer, config.batch.accumulate)
+        step = make_step(objective, optimizer, config.batch.accumulate, config.health)
         try:
             return loop(job, jax.jit(step, donate_argnums=0), state, progress)
         finally:
@@ -131,7 +137,9 @@ def train(
 
 
 def _tell(job: Job, speaks: bool, at: int, changes: list[str]) -> None:
-    """What differs from the run before, and what became of the data."""
+    """That it begins, what differs from the run before, and what became of the data."""
+    begun = {"began": job.started, "log_every": job.config.log.every}
+    job.recorder.event("resume" if at else "start", step=at, **begun)
     for kind, facts in job.checkpoints.news():
         _say(speaks, news_line(kind, facts))
         job.recorder.event(kind, **facts)
@@ -175,7 +183,7 @@ def _finished(config: RunConfig, run: epath.Path, speaks: bool) -> dict[str, Any
     if "done" not in ended:
         return None
     _say(speaks, f"{run} is finished, nothing is left to do; --steps N --allow steps trains on")
-    measured = {k: v for k, v in ended.get("evaluation", {}).items() if k not in ("time", "kind", "step")}
+    measured = {k: v for k, v in ended.get("evaluation", {}).items() if k not in ("time", "kind", "step", "seconds")}
     return {
         "status": "done",
         "step": newest,

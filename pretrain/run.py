@@ -20,11 +20,12 @@ from pretrain.serial import changes, decode, encode, shown
 
 SAFE = ("mesh", "rules", "simulate", "log", "checkpoint", "evals", "batch.accumulate", "data.path", "data.workers")
 SAFE += ("data.read_threads", "data.prefetch", "objective.loss.chunk", "model.decoder.remat", "model.encoder.remat")
+SAFE += ("health.compare_every", "health.recompute_every", "health.hang_seconds")
 SAFE += ("model.decoder.unroll", "model.encoder.unroll", "data.executor")
 """May change at any resume: they change where and how the run computes, not what."""
 
 REFUSED = ("model", "data.corpus", "data.streaming", "data.sequence_length", "data.packing", "data.seed")
-REFUSED += ("data.shuffle", "seed", "start_from")
+REFUSED += ("data.shuffle", "seed", "start_from", "health.window")
 """Make it another run."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -1,5 +1,6 @@
 """What the model says at this step, in samples/STEP.md."""
 
+import time
 from typing import TYPE_CHECKING
 
 import jax
@@ -20,6 +21,7 @@ def write_samples(job: "Job", model: Transformer, step: int) -> None:
     prompts = job.config.evals.prompts
     if not prompts or jax.device_count() > 1:
         return
+    began = time.perf_counter()
     reader = Reader.of_run(job.config, job.tokenizer)
     said = filled(reader, model, prompts) if model.decoder is None else written(reader, model, prompts, job)
     folder = job.run / "samples"
@@ -27,7 +29,7 @@ def write_samples(job: "Job", model: Transformer, step: int) -> None:
     parts = [f"# step {step}"]
     parts += [f"```text\n{prompt}⟨{text}⟩\n```" for prompt, text in zip(prompts, said)]
     (folder / f"{step}.md").write_text("\n\n".join(parts) + "\n")
-    job.recorder.event("sample", step=step)
+    job.recorder.event("sample", step=step, seconds=time.perf_counter() - began)
 
 
 def written(reader: Reader, model: Transformer, prompts: tuple[str, ...], job: "Job") -> list[str]:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from pretrain.config import RunConfig
+from pretrain.health.window import Window, empty
 from pretrain.models import tree
 from pretrain.models.transformer import Transformer
 from pretrain.optimizer.build import build
@@ -24,6 +25,8 @@ class TrainState:
     optimizer: Any
     key: jax.Array
     """Root of all randomness in steps; folded with the step."""
+    health: Window | None = None
+    """What was usual so far; None: nothing is judged."""
 
 
 def make_optimizer(config: RunConfig, dtype: jnp.dtype) -> optax.GradientTransformation:
@@ -36,7 +39,8 @@ def initialise(config: RunConfig, optimizer: optax.GradientTransformation, dtype
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     model = Transformer(config.model, rngs=nnx.Rngs(init_key), dtype=dtype)
     init: Any = optimizer.init  # optax's types know trees of arrays, not modules
-    return TrainState(step=jnp.int32(0), model=model, optimizer=init(model), key=step_key)
+    window = empty(config.health.window)
+    return TrainState(step=jnp.int32(0), model=model, optimizer=init(model), key=step_key, health=window)
 
 
 def abstract(config: RunConfig, optimizer: optax.GradientTransformation, dtype: jnp.dtype, mesh) -> TrainState:

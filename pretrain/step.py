@@ -1,12 +1,16 @@
 """The one step function: gradients of any objective, summed over micro-batches, one update."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from pretrain.health import norms, window
+from pretrain.health.config import HealthConfig
+from pretrain.health.window import Verdict
 from pretrain.objectives.batch import Batch, Loss, Objective, tokens_read
 from pretrain.sharding import place
 from pretrain.state import TrainState
@@ -15,21 +19,32 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_step(objective: Objective, optimizer: optax.GradientTransformation, accumulate: int) -> Step:
-    """A pure function to be jitted with the state donated. A step that is not finite leaves the state as it was."""
+def make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    accumulate: int,
+    health: HealthConfig = HealthConfig(),  # noqa: B008  a frozen value
+) -> Step:
+    """A pure function to be jitted with the state donated.
+
+    A step that is not finite leaves the state as it was, and so do all later ones, so that it can be looked into; under
+    `Skip` it counts as done without an update, as a spike does.
+    """
 
     update: Any = optimizer.update  # optax's types know trees of arrays, not modules
     apply: Any = optax.apply_updates
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        grads, loss = gradients(objective, state.model, batch, key, accumulate)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1), grads)
-        updates, opt_state = update(grads, state.optimizer, state.model)
+        grads, loss = mean_gradients(objective, state, batch, accumulate)
+        scale = window.lr_scale(health, state.health, state.step)
+        more = {} if scale is None else {"lr_scale": scale}
+        updates, opt_state = update(grads, state.optimizer, state.model, **more)
         model = apply(state.model, updates)
         mean = loss.total / jnp.maximum(loss.weight, 1)
-        finite = jnp.isfinite(mean) & jnp.isfinite(opt_state.grad_norm)
-        new = TrainState(step=state.step + 1, model=model, optimizer=opt_state, key=state.key)
+        verdict = _judged(health, state, mean, opt_state.grad_norm)
+        new = TrainState(step=state.step, model=model, optimizer=opt_state, key=state.key, health=state.health)
+        new = jax.tree.map(lambda a, b: _select(verdict.update, a, b), new, state)
+        done = verdict.advance.astype(jnp.int32)
         metrics = {
             "loss": mean,
             "weight": loss.weight,
@@ -37,16 +52,46 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, acc
             "grad_norm": opt_state.grad_norm,
             "learning_rate": opt_state.learning_rate,
             **{name: value / jnp.maximum(loss.weight, 1) for name, value in loss.metrics.items()},
+            "loss_z": verdict.loss_z,
+            "grad_norm_z": verdict.norm_z,
+            "spike": verdict.spike.astype(jnp.float32),
+            "skipped": verdict.window.in_a_row.astype(jnp.float32),
+            **norms.by_part("grad_norm", grads),
+            **norms.by_part("update_norm", updates),
         }
-        return jax.tree.map(lambda a, b: _select(finite, a, b), new, state), metrics
+        return _counted(new, state, done, verdict.window if state.health is not None else None), metrics
 
     return step
 
 
-def _select(finite: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+def pass_over(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """A step that leaves its batch out: only the counters move. To be jitted with the state donated."""
+    metrics = {"tokens": tokens_read(batch.inputs), "skipped": jnp.float32(1)}
+    return _counted(state, state, jnp.int32(1), state.health), metrics
+
+
+def mean_gradients(objective: Objective, state: TrainState, batch: Batch, accumulate: int) -> tuple[Any, Loss]:
+    """Of the step after `state`."""
+    key = jax.random.fold_in(state.key, state.step)
+    grads, loss = gradients(objective, state.model, batch, key, accumulate)
+    return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1), grads), loss
+
+
+def _judged(health: HealthConfig, state: TrainState, loss: jax.Array, norm: jax.Array) -> Verdict:
+    usual = window.empty(health.window) if state.health is None else state.health
+    return window.judge(health, usual, state.step, loss, norm)
+
+
+def _counted(new: TrainState, old: TrainState, done: jax.Array, health) -> TrainState:
+    """The schedule goes by steps, whether or not they updated anything."""
+    optimizer = new.optimizer._replace(step=old.optimizer.step + done)
+    return replace(new, step=old.step + done, optimizer=optimizer, health=health)
+
+
+def _select(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
         return old  # the root key never changes
-    return jnp.where(finite, new, old)
+    return jnp.where(chosen, new, old)
 
 
 def gradients(objective: Objective, model, batch: Batch, key: jax.Array, accumulate: int):

@@ -4,24 +4,31 @@ import math
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from pretrain.checkpoint import manifest
 from pretrain.checkpoint.manager import news_line
 from pretrain.checkpoint.manifest import Progress
 from pretrain.errors import CheckFailed, UserError
 from pretrain.evaluate.perplexity import bits_per_byte
 from pretrain.feed import HostBatch, train_batches
+from pretrain.health import hosts, triage
+from pretrain.health.config import Rewind, Skip
+from pretrain.health.guard import Guard
+from pretrain.health.spikes import Decision, Rewound, Spikes
+from pretrain.health.watchdog import Watchdog
 from pretrain.job import Job
 from pretrain.metrics import throughput
 from pretrain.metrics.progress import Progress as Display
 from pretrain.samples import write_samples
 from pretrain.state import TrainState
-from pretrain.step import Step
+from pretrain.step import Step, pass_over
 
 CLOCK_STEPS = 10
 """Between questions of many processes whether a checkpoint is due by the clock."""
@@ -45,9 +52,12 @@ class Clock:
     steps: int = 0
     tokens: float = 0.0
     waited: float = 0.0
+    blocked: float = 0.0
+    """Waiting for devices, this process's and those of others."""
 
-    def add(self, tokens: float, waited: float) -> None:
-        self.steps, self.tokens, self.waited = self.steps + 1, self.tokens + tokens, self.waited + waited
+    def add(self, tokens: float, waited: float, blocked: float) -> None:
+        self.steps, self.tokens = self.steps + 1, self.tokens + tokens
+        self.waited, self.blocked = self.waited + waited, self.blocked + blocked
 
     def pause(self, seconds: float) -> None:
         """Time that is not spent on steps."""
@@ -59,8 +69,9 @@ class Clock:
             "step_seconds": seconds / self.steps,
             "tokens_per_second": self.tokens / seconds,
             "data_wait_seconds": self.waited / self.steps,
+            "own_seconds": max(seconds - self.blocked, 0.0) / self.steps,
         }
-        self.since, self.steps, self.tokens, self.waited = time.perf_counter(), 0, 0.0, 0.0
+        self.since, self.steps, self.tokens, self.waited, self.blocked = time.perf_counter(), 0, 0.0, 0.0, 0.0
         return facts
 
 
@@ -69,6 +80,7 @@ class Stop:
 
     def __init__(self):
         self.how: Literal["preempted", "interrupted"] | None = None
+        self._polls = 0
         self._old: dict[int, Any] = {}
         if jax.process_count() > 1:
             return
@@ -85,8 +97,10 @@ class Stop:
         self.how = "interrupted"
         os.write(2, b"\nCtrl-C: this step ends and is saved; again stops at once\n")
 
-    def asked(self, step: int) -> bool:
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+    def asked(self) -> bool:
+        """After each step, by every process: the steps of a run may go back, what they agree on may not."""
+        self._polls += 1
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._polls):
             self.how = "preempted"
         return self.how is not None
 
@@ -96,95 +110,187 @@ class Stop:
 
 
 class Loop:
-    def __init__(self, job: Job, step: Step, state: TrainState, progress: Progress):
-        self.job, self.step, self.state = job, step, state
+    def __init__(self, job: Job, step: Step, state: TrainState, progress: Progress, dog: Watchdog):
+        self.job, self.step, self.state, self.dog = job, step, state, dog
         self.tokens, self.start = progress.tokens, progress.step
         self.evaluation: dict[str, float] | None = None
         self.clock, self.pending = Clock(), None
         self.saved_at = time.monotonic()
+        self.compiled = self.examined = False
         self.display = Display(job.config.steps, progress.step)
+        self.spikes = Spikes(job.config.health, job.run, job.recorder)
+        tell = partial(job.recorder.event, "corrupted")
+        self.guard = Guard(job.config.health, list(job.mesh.devices.flat), tell)
+        self.pass_over = jax.jit(pass_over, donate_argnums=0)
 
     def run(self, stop: Stop) -> dict[str, Any]:
-        config, at = self.job.config, self.start
-        batches = train_batches(self.job.pipeline, self.job.feed, at, config.steps, config.data)
+        try:
+            while True:
+                try:
+                    return self._train(stop)
+                except Rewound as back:
+                    self._rewind(back.decision)
+        finally:
+            self.display.close()
+
+    def _train(self, stop: Stop) -> dict[str, Any]:
+        config = self.job.config
+        batches = train_batches(self.job.pipeline, self.job.feed, self.start, config.steps, config.data)
         try:
             for at in range(self.start + 1, config.steps + 1):
                 self._step(at, batches)
-                if self._due(config.evals.every, at):
+                looks, stopping = self._due(config.evals.every, at), stop.asked()
+                saves = stopping or self._due(config.checkpoint.every, at) or self._overdue(at)
+                self.guard.rest(self.state, at, long=looks or saves)
+                if looks:
                     self.evaluate(at)
-                stopping = stop.asked(at)
                 self.tell()
-                if stopping or self._due(config.checkpoint.every, at) or self._overdue(at):
+                if saves:
                     self.save(at)
                 if stopping:
                     return self.finish(stop.how or "preempted", at)
             return self.finish("done", config.steps)
         finally:
             batches.close()
-            self.display.close()
 
     def _due(self, every: int, step: int) -> bool:
         return step % every == 0 or step == self.job.config.steps
 
     def _step(self, at: int, batches) -> None:
         asked = time.perf_counter()
-        batch = next(batches)
+        with self.dog.phase("data"):
+            batch = next(batches)
         waited = time.perf_counter() - asked
         on_device = self.job.feed.on_device(batch)
-        if at == self.start + 1:
+        if not self.compiled:
             self._compile(on_device)
             waited = 0.0  # before the clock began
-        self.state, metrics = self.step(self.state, on_device)
+        if self.spikes.left_out(at):
+            self.state, metrics = self.pass_over(self.state, on_device)
+        else:
+            self.state, metrics = self.guard.step(self.step, self.state, on_device, at)
         self.settle()
         self.pending = Pending(step=at, metrics=metrics, batch=batch, waited=waited)
 
     def _compile(self, batch) -> None:
         began = time.perf_counter()
-        self.step = self.step.lower(self.state, batch).compile()
+        with self.dog.phase("compile"):
+            self.step = self.step.lower(self.state, batch).compile()
         seconds = time.perf_counter() - began
         self.job.recorder.event("compiled", seconds=seconds, since_start=time.time() - self.job.started)
-        self.clock = Clock()
+        self.clock, self.compiled = Clock(), True
 
     def settle(self) -> None:
-        """Reads the numbers of the step before, and stops the run where they are not finite."""
+        """Reads the numbers of the step before, and stops the run, or sends it back, where they are not as expected."""
         pending, self.pending = self.pending, None
         if pending is None:
-            return
+            return self.guard.check()
+        asked = time.perf_counter()
         values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            reason = (
-                f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {pending.step}, expected finite"
-            )
-            self.job.recorder.event("failed", step=pending.step, reason=reason)
-            raise CheckFailed(f"{reason}; parameters are those of step {pending.step - 1}; lower optimizer.peak_lr")
+        self.guard.check()
+        blocked = time.perf_counter() - asked
+        self.dog.done(pending.step)
+        if "loss" in values:
+            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+                self._not_finite(pending, values)
+            self.spikes.see(pending.step, values)
         self.tokens += round(values["tokens"])
-        self.clock.add(values["tokens"], pending.waited)
+        self.clock.add(values["tokens"], pending.waited, blocked)
         every = self.job.config.log.every
         if pending.step % every == 0 or pending.step in (1, self.job.config.steps):
             self._log(pending, values)
+
+    def _not_finite(self, pending: Pending, values: dict[str, float]) -> None:
+        """Saves the batch, names the first tensor that is not finite, stops where no policy goes on from it."""
+        job, at = self.job, pending.step
+        found: triage.Finding | None = None
+        if not self.examined:
+            with self.dog.phase("compile"):
+                batch = job.feed.on_device(pending.batch)
+                found = triage.examine(job.objective, self.state, batch, job.config.batch.accumulate)
+        first, self.examined = not self.examined, True
+        told = (
+            f"first not finite in {found}"
+            if found
+            else "every tensor alone is finite"
+            if first
+            else "see the first one"
+        )
+        reason = f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {at}, expected finite"
+        facts = {
+            "step": at,
+            "checkpoint": job.checkpoints.saved or 0,
+            "first": found and asdict(found),
+            "batch_hash": job.feed.hash(pending.batch),
+            "values": values,
+        }
+        folder = triage.keep(job.run, at, pending.batch, jax.process_index(), facts)
+        job.recorder.event("not_finite", step=at, first=found and str(found), folder=str(folder))
+        if isinstance(job.config.health.policy, Skip | Rewind):
+            return
+        job.recorder.event("failed", step=at, reason=f"{reason}; {told}")
+        raise CheckFailed(
+            f"{reason}; {told}; parameters are those of step {at - 1}, the batch is in {folder}; "
+            "lower optimizer.peak_lr"
+        )
+
+    def _rewind(self, decision: Decision) -> None:
+        """To a checkpoint before the steps that are left out from now on."""
+        job = self.job
+        job.checkpoints.wait()
+        kept = [s for s in manifest.numbered(job.checkpoints.folder) if s < decision.spike]
+        first = decision.first
+        if kept and first > 1 and not any(s < first for s in kept):
+            first = min(kept) + 1  # a shorter way back than wished
+        if jax.process_count() > 1:
+            first = int(multihost_utils.broadcast_one_to_all(np.int32(first)))
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
+        self.pending, self.evaluation = None, None
+        self.guard.forget()
+        job.checkpoints.drop_from(first)
+        with self.dog.phase("restore"):
+            del self.state
+            found = job.checkpoints.resume(shapes)
+            self.state, progress = found or (job.fresh(), Progress(step=0, tokens=0))
+        made = self.spikes.decide(decision, first, progress.step, job.config.log.every)
+        self.start, self.tokens = progress.step, progress.tokens
+        self.display.note(f"step {made.spike} is a spike: back to {self.start}, without {made.first} to {made.last}")
+        self.clock = Clock()
 
     def _log(self, pending: Pending, values: dict[str, float]) -> None:
         job, speed = self.job, self.clock.read()
         digest = job.feed.hash(pending.batch)
         line = {"step": pending.step, **values, "tokens": self.tokens, **speed, "batch_hash": digest}
-        line["weight"] = round(values["weight"])
+        if math.isfinite(values.get("weight", math.nan)):
+            line["weight"] = round(values["weight"])
         job.recorder.metrics(line)
+        self._compare_hosts(pending.step, speed)
         device = jax.devices()[0]
         mfu = throughput.mfu(job.flops_per_token, speed["tokens_per_second"], jax.device_count(), device.device_kind)
-        bits = bits_per_byte(job.config.objective, values["nll"], job.train.bytes_per_token)
-        self.display.update({**line, **bits, "mfu": mfu})
+        if "nll" in values:
+            line |= bits_per_byte(job.config.objective, values["nll"], job.train.bytes_per_token)
+        self.display.update({**line, "mfu": mfu})
+
+    def _compare_hosts(self, at: int, speed: dict[str, float]) -> None:
+        rows = hosts.gathered(speed)
+        if slow := hosts.slow(rows):
+            self.job.recorder.event("slow", step=at, processes=slow, rows=rows)
+            for process in slow:
+                row = ", ".join(f"{name} {value:.3g}" for name, value in rows[process].items())
+                self.display.note(f"step {at}: process {process} is slow: {row}")
 
     def evaluate(self, at: int) -> None:
         self.settle()
         began = time.perf_counter()
-        self.evaluation = self.job.evaluator(self.state.model)
-        if self.job.translator is not None:
-            self.evaluation |= self.job.translator(self.state.model)
-        self.job.recorder.evaluation(at, self.evaluation)
-        bits = f" bpb {self.evaluation['bits_per_byte']:.3f}" if "bits_per_byte" in self.evaluation else ""
-        bleu = f" BLEU {self.evaluation['bleu']:.2f}" if "bleu" in self.evaluation else ""
-        self.display.note(f"step {at} validation loss {self.evaluation['loss']:.4f}{bits}{bleu}")
-        write_samples(self.job, self.state.model, at)
+        with self.dog.phase("evaluate"):
+            self.evaluation = self.job.evaluator(self.state.model)
+            if self.job.translator is not None:
+                self.evaluation |= self.job.translator(self.state.model)
+            self.job.recorder.evaluation(at, self.evaluation, time.perf_counter() - began)
+            bits = f" bpb {self.evaluation['bits_per_byte']:.3f}" if "bits_per_byte" in self.evaluation else ""
+            bleu = f" BLEU {self.evaluation['bleu']:.2f}" if "bleu" in self.evaluation else ""
+            self.display.note(f"step {at} validation loss {self.evaluation['loss']:.4f}{bits}{bleu}")
+            write_samples(self.job, self.state.model, at)
         self.clock.pause(time.perf_counter() - began)
 
     def _overdue(self, at: int) -> bool:
@@ -202,7 +308,8 @@ class Loop:
             return
         began = time.perf_counter()
         evaluated = self.evaluation if self._due(self.job.config.evals.every, at) else None
-        checkpoints.save(self.state, Progress(step=at, tokens=self.tokens), evaluated)
+        with self.dog.phase("save"):
+            checkpoints.save(self.state, Progress(step=at, tokens=self.tokens), evaluated)
         self.clock.pause(time.perf_counter() - began)
         self.tell()
 
@@ -216,7 +323,8 @@ class Loop:
     def finish(self, how: str, at: int) -> dict[str, Any]:
         self.settle()
         self.save(at)
-        self.job.checkpoints.close()
+        with self.dog.phase("save"):
+            self.job.checkpoints.close()
         self.tell()
         if self.job.checkpoints.saved != at:
             raise UserError(self.job.checkpoints.unsaved(at))
@@ -232,8 +340,9 @@ class Loop:
 
 def loop(job: Job, step: Step, state: TrainState, progress: Progress) -> dict[str, Any]:
     """Trains from `progress` to the end, or to the step where a signal or a loss that is not finite stops it."""
-    stop = Stop()
+    stop, tell = Stop(), partial(job.recorder.event, "hung")
     try:
-        return Loop(job, step, state, progress).run(stop)
+        with Watchdog(job.run, job.config.health.hang_seconds, jax.process_index(), tell) as dog:
+            return Loop(job, step, state, progress, dog).run(stop)
     finally:
         stop.close()

@@ -201,6 +201,13 @@ class Checkpoints:
 
     # Removing
 
+    def drop_from(self, step: int) -> None:
+        """The checkpoints of `step` and later ones are given up. Every process must call it."""
+        self.wait()
+        for later in [s for s in self._losses if s >= step] if self._first else []:
+            del self._losses[later]
+            self._remove(self.folder / str(later))
+
     def _retire(self) -> None:
         """Steps that need not stay leave by one rename; their files go in a thread of their own."""
         for step in sorted(set(self._losses) - kept(self._losses, self.config)):

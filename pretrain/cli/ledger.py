@@ -108,7 +108,7 @@ def _range(steps: str | None, last: int) -> tuple[int, int]:
 def _log(run: str) -> proofs.Log:
     folder = runs.find(run)
     lines = [x for x in read_lines(folder / "metrics.jsonl") if isinstance(x.get("step"), int)]
-    events = [e for e in read_lines(folder / "events.jsonl") if e.get("kind") in ("start", "resume")]
+    events = [e for e in read_lines(folder / "events.jsonl") if e.get("kind") in ("start", "resume", "rewind")]
     known = [e for e in events if isinstance(e.get("step"), int) and isinstance(e.get("log_every"), int)]
     if not known:
         raise UserError(f"found no start in {folder}/events.jsonl, expected that of the run; restore the file")

@@ -21,7 +21,7 @@ BLOCK, ROWS = 1 << 16, 1 << 28
 
 @dataclass(frozen=True)
 class Session:
-    """A start or a resume, of events.jsonl."""
+    """A start, a resume or a rewind, of events.jsonl."""
 
     step: int
     """Finished steps before it."""

@@ -44,6 +44,7 @@ class Recorder:
     """The sinks of one run. `active=False` (all processes but the first): writes nothing."""
 
     def __init__(self, run: epath.Path, *, tensorboard: bool, active: bool = True):
+        self.active = active
         self._metrics = self._events = self._board = None
         if not active:
             return
@@ -55,17 +56,17 @@ class Recorder:
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         if self._metrics:
-            self._metrics.write(line)
+            self._metrics.write({"time": time.time(), **line})
         self._scalars("train", line["step"], line)
 
     def event(self, kind: str, **facts: Any) -> None:
         """`kind` of start, resume, changed, data, compiled, evaluation, checkpoint, save_failed, damaged, sample,
-        preempted, interrupted, failed, done."""
+        preempted, interrupted, failed, done; of spike, lowered, rewind, not_finite, corrupted, hung, slow."""
         if self._events:
             self._events.write({"time": time.time(), "kind": kind, **facts})
 
-    def evaluation(self, step: int, result: Mapping[str, float]) -> None:
-        self.event("evaluation", step=step, **result)
+    def evaluation(self, step: int, result: Mapping[str, float], seconds: float) -> None:
+        self.event("evaluation", step=step, **result, seconds=seconds)
         self._scalars("validation", step, result)
 
     def close(self) -> None:

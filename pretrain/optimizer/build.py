@@ -42,7 +42,8 @@ def build(
     `names` and `matrix_axes` have the structure of the parameters, with a path and a `MatrixAxes` (or its tuple; None
     for what is not a matrix) at every leaf. `update` needs `params` and returns what `optax.apply_updates` adds; the
     state it returns says which gradient norm and learning rate it saw. `sign_rates`: of parameters that move by so much
-    against the sign of their gradient, whatever the config says (a router's balancing bias); None at all others.
+    against the sign of their gradient, whatever the config says (a router's balancing bias); None at all others. It
+    also takes `lr_scale`, a factor of this update's learning rate.
 
     Raises:
         UserError: A parameter without a group, a group without a parameter, or a schedule that does not fit into
@@ -55,11 +56,12 @@ def build(
         slots = {leaf.name: leaf.rule.init(p) for leaf, p in zip(leaves, _flat(params, leaves)) if leaf.rule}
         return OptimizerState(jnp.int32(0), jnp.float32(0), jnp.float32(0), slots)
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, lr_scale=None):
         grads = _flat(updates, leaves)
         norm = global_norm([g for leaf, g in zip(leaves, grads) if leaf.rule])
         clip = _clip_scale(norm, config.clip_norm)
         rate = learning_rate(config, state.step, total_steps)
+        rate = rate if lr_scale is None else rate * lr_scale
         step = state.step + 1
         moves, slots = [], {}
         for leaf, grad, param in zip(leaves, grads, _flat(params, leaves)):

@@ -66,7 +66,7 @@ def lower(config: RunConfig, mesh):
             for name, (shape, dtype) in batch_shapes(config).items()
         }
         batch = gathered(cast(Any, arrays))
-        step = make_step(build(config.objective), optimizer, config.batch.accumulate)
+        step = make_step(build(config.objective), optimizer, config.batch.accumulate, config.health)
         lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
     causes = {"parameters": state.model, "optimizer": state.optimizer, "batch": batch}
     return lowered, {name: bytes_a_device(tree) for name, tree in causes.items()}
