@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pretrain import serial
+from pretrain.metrics.goodput import goodput as measured
 from pretrain.metrics.progress import count
 from pretrain.report.record import Record, number
 from pretrain.serial import KIND
@@ -78,6 +79,15 @@ def evaluations(record: Record) -> str:
         for e in found
     ]
     return table(["Step", *(c[1] for c in columns), "Tokens looked at"], rows, min(losses)[1] if losses else None)
+
+
+def goodput(record: Record) -> str:
+    """Seconds by cause; a log without times says nothing."""
+    facts = measured(record.every, record.events)
+    if not facts["wall"]:
+        return nothing("The log does not say when its steps ended.")
+    rows = [[name, f"{seconds:,.1f}", f"{seconds / facts['wall']:.1%}"] for name, seconds in facts["seconds"].items()]
+    return table(["", "Seconds", "Share"], rows)
 
 
 def samples(found: Mapping[int, str]) -> str:

@@ -32,6 +32,7 @@ def write_report(run: epath.Path) -> epath.Path:
         charts=fragments.charts(drawn["charts"]),
         evaluations=fragments.evaluations(record),
         samples=fragments.samples(record.samples),
+        goodput=fragments.goodput(record),
         config=fragments.config(record.facts.get("config")),
         changes=fragments.changes(record.facts),
         command=fragments.command(record.facts),

@@ -25,6 +25,8 @@ class Record:
     """Of run.json; empty where it cannot be read."""
     metrics: tuple[Line, ...]
     """One line a step, in order; of a repeated step the last."""
+    every: tuple[Line, ...]
+    """All lines in the order of the file."""
     repeated: int
     """Lines of steps that a resume trained once more."""
     events: tuple[Line, ...]
@@ -68,6 +70,7 @@ def read(run: epath.Path) -> Record:
         name=run.name,
         facts=facts,
         metrics=tuple(kept),
+        every=tuple(metrics),
         repeated=len(metrics) - len(kept),
         events=tuple(e for e in events if isinstance(e.get("kind"), str)),
         samples=_samples(run / "samples"),
