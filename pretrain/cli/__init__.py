@@ -39,7 +39,7 @@ examples:
   pretrain train runs.smoke --steps 20                     runs/smoke; the same command again continues
   pretrain generate smoke --prompt "def " --max-tokens 40
 
-exit code: 0 done, 1 we failed, 2 the input is wrong, 3 a check failed, 130 interrupted"""
+exit code: 0 done, 1 we failed, 2 the input is wrong, 3 a check failed, 75 hung, 130 interrupted"""
 
 
 def main(argv: list[str] | None = None) -> int:

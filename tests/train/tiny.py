@@ -10,6 +10,7 @@ from pathlib import Path
 from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, LogConfig, RunConfig
 from pretrain.configs.llama import llama
 from pretrain.data.config import CorpusConfig, DataConfig, TextFiles, TrainSentencePiece
+from pretrain.health.config import HealthConfig
 from pretrain.metrics.sinks import read_lines
 from pretrain.objectives.config import LossConfig, NextToken
 from pretrain.optimizer.config import Constant, OptimizerConfig
@@ -75,6 +76,8 @@ def main() -> None:
     mesh = MeshConfig(**{k: int(given[k]) for k in ("data", "fsdp", "tensor") if k in given})
     changes["mesh"] = mesh if any(k in given for k in ("data", "fsdp", "tensor")) else MeshConfig(fsdp=-1)
     changes["rules"] = given.get("rules", "fsdp")
+    if "hang" in given:
+        changes["health"] = HealthConfig(hang_seconds=float(given["hang"]))
     run_config = config(Path(text), **changes)
     if "streaming" in given:
         run_config = replace(run_config, data=replace(run_config.data, streaming=True))
