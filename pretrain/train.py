@@ -26,6 +26,7 @@ from pretrain.health.watchdog import Watchdog
 from pretrain.job import Job
 from pretrain.metrics import throughput
 from pretrain.metrics.progress import Progress as Display
+from pretrain.plan.chips import compiler_options
 from pretrain.samples import write_samples
 from pretrain.state import TrainState
 from pretrain.step import Step, pass_over
@@ -175,7 +176,8 @@ class Loop:
     def _compile(self, batch) -> None:
         began = time.perf_counter()
         with self.dog.phase("compile"):
-            self.step = self.step.lower(self.state, batch).compile()
+            options = compiler_options(jax.devices()[0].device_kind)
+            self.step = self.step.lower(self.state, batch).compile(compiler_options=options)
         seconds = time.perf_counter() - began
         self.job.recorder.event("compiled", seconds=seconds, since_start=time.time() - self.job.started)
         self.clock, self.compiled = Clock(), True

@@ -36,7 +36,7 @@ class _Session:
 def goodput(metrics: Sequence[Line], events: Sequence[Line]) -> dict[str, Any]:
     """Seconds by row, which add up to `wall`; `goodput`, the productive share; `sessions`, `rewinds`, `steps_lost`."""
     sessions, lost = _sessions(metrics, events)
-    out = dict.fromkeys(ROWS, 0.0)
+    out: dict[str, float] = dict.fromkeys(ROWS, 0.0)
     for session in sessions:
         for row, seconds in session.seconds.items():
             out[row] += seconds

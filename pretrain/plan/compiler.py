@@ -30,7 +30,7 @@ def compiled(
     Raises UserError without libtpu or for a slice that it does not know.
     """
     require_libtpu()
-    request = {"config": encode(config), "topology": on.topology, "options": options or {}}
+    request = {"config": encode(config), "topology": on.topology, "options": {**on.chip.compiler, **(options or {})}}
     path = cache_folder() / f"{fingerprint(request)}.json"
     if save is None and path.exists():
         return {**json.loads(path.read_text()), "cached": True}
@@ -44,7 +44,8 @@ def compiled(
 
 def cached(config: RunConfig, on: Slice) -> dict[str, Any] | None:
     """The same, where it has been compiled before."""
-    path = cache_folder() / f"{fingerprint({'config': encode(config), 'topology': on.topology, 'options': {}})}.json"
+    request = {"config": encode(config), "topology": on.topology, "options": dict(on.chip.compiler)}
+    path = cache_folder() / f"{fingerprint(request)}.json"
     return {**json.loads(path.read_text()), "cached": True} if path.exists() else None
 
 
