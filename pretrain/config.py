@@ -114,6 +114,8 @@ class RunConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     start_from: str | None = None
     """A run or a Hugging Face folder whose parameters the run starts with; None: random ones."""
+    start_layers: tuple[int, ...] | None = None
+    """For each repeat of the pattern, the repeat of `start_from` that it copies, -1 a random one; None: the same."""
     simulate: int | None = None
     """Run on so many simulated CPU devices; None: on the real ones."""
     seed: int = 0
@@ -128,6 +130,7 @@ class RunConfig:
                 self.simulate is None or self.simulate > 0,
                 f"simulate={self.simulate}: expected devices, or None",
             ),
+            *_start_checks(self),
             *_room_checks(self.model, length, self.objective.lengths(length, self.model)),
             (
                 vocab is None or vocab <= self.model.vocab_size,
@@ -165,6 +168,26 @@ class RunConfig:
         check(self)
         if devices is not None:
             _check_mesh(self, devices)
+
+
+def _start_checks(config: RunConfig) -> Checks:
+    layers = config.start_layers
+    if layers is None:
+        return ()
+    stacks = {"model.encoder": config.model.encoder, "model.decoder": config.model.decoder}
+    known = config.start_from is not None
+    return (
+        (known, f"start_layers={layers}: found no start_from, expected the run whose layers are copied; set it"),
+        *(
+            (
+                len(layers) == stack.repeats,
+                f"start_layers={layers}: found {len(layers)} layers, expected {name}.repeats={stack.repeats}; "
+                "name one for each",
+            )
+            for name, stack in stacks.items()
+            if stack
+        ),
+    )
 
 
 def _room_checks(model: TransformerConfig, sequence: int, lengths: tuple[int, int | None]) -> Checks:

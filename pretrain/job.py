@@ -1,9 +1,11 @@
 """From a config and a directory to a run: devices, data, state, loop."""
 
+import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from pretrain import elastic
 from pretrain import run as runs
 from pretrain.checkpoint import manifest
 from pretrain.checkpoint.manager import Checkpoints, news_line
@@ -75,6 +78,20 @@ def compute_dtype(config: RunConfig) -> jnp.dtype:
     return jnp.dtype(name)
 
 
+@contextmanager
+def _writable(run: epath.Path) -> Iterator[None]:
+    """A disk that is full or can only be read ends the run with a sentence; what was saved stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise UserError(
+            f"{run} cannot be written ({error.strerror}), expected room and permission; make both, then repeat the "
+            "command: it goes on from the last checkpoint"
+        ) from error
+
+
 def train(
     config: RunConfig,
     run: epath.Path,
@@ -99,16 +116,17 @@ def train(
         return facts
     start(processes, config.simulate)
     cache_compilations()
-    config.check(jax.device_count())
+    computed, fitted, adaptations = _on_devices(config, old, run)
+    notes += adaptations
     mesh = meshes.build(config.mesh)
-    with place.use(mesh, resolved(config.rules)):
+    with _writable(run), place.use(mesh, resolved(config.rules)):
         train_split, validation, tokenizer = _data(config, run, speaks)
         dtype = compute_dtype(config)
         optimizer = make_optimizer(config, dtype)
         checkpoints, state, progress = _state(config, run, optimizer, dtype, mesh)
         notes += _rates(old, config, progress.step)
         if speaks:
-            _write_facts(config, run, preset)
+            _write_facts(config, run, preset, fitted)
         feed, objective = Feed(mesh, config.batch.rows), build_objective(config.objective)
         rows = rows_of(config, tokenizer)
         job = Job(
@@ -129,11 +147,20 @@ def train(
             started=started,
         )
         _tell(job, speaks, progress.step, notes)
-        step = make_step(objective, optimizer, config.batch.accumulate, config.health)
+        step = make_step(objective, optimizer, computed.batch.accumulate, config.health)
         try:
             return loop(job, jax.jit(step, donate_argnums=0), state, progress)
         finally:
             job.recorder.close()
+
+
+def _on_devices(config: RunConfig, old: RunConfig | None, run: epath.Path) -> tuple[RunConfig, int, list[str]]:
+    """What is computed on the devices that are there, rows of a micro-batch that fit one, and what had to change."""
+    devices = jax.device_count()
+    fitted = (runs.read(run) or {}).get("device_rows") if old and old.batch == config.batch else None
+    computed, notes = elastic.adapted(config, fitted, devices)
+    computed.check(devices)
+    return computed, fitted or elastic.device_rows(config, devices), notes
 
 
 def _tell(job: Job, speaks: bool, at: int, changes: list[str]) -> None:
@@ -228,7 +255,7 @@ def _flops_per_token(config: RunConfig) -> float:
     return accounting.flops_per_token(config.model, config.data.sequence_length) / (1 + both(config.model))
 
 
-def _write_facts(config: RunConfig, run: epath.Path, preset: str | None) -> None:
+def _write_facts(config: RunConfig, run: epath.Path, preset: str | None, device_rows: int) -> None:
     device = jax.devices()[0]
     old = runs.read(run) or {}
     runs.write(
@@ -241,6 +268,7 @@ def _write_facts(config: RunConfig, run: epath.Path, preset: str | None) -> None
             "devices": jax.device_count(),
             "processes": jax.process_count(),
         },
+        device_rows=device_rows,
         parameters=tree.size(tree.abstract(config.model)),
         flops_per_token=_flops_per_token(config),
         **({"created": old["created"]} if "created" in old else {}),
@@ -265,5 +293,5 @@ def _fresh(config: RunConfig, optimizer, dtype, mesh) -> tuple[TrainState, dict[
     state = create(config, optimizer, dtype, mesh)
     if config.start_from is None:
         return state, None
-    model, parent = with_parameters(state.model, config.start_from)
+    model, parent = with_parameters(state.model, config.start_from, config.start_layers)
     return replace(state, model=model), parent

@@ -78,7 +78,9 @@ def _hf_tokenizer(path: epath.Path) -> Tokenizer | None:
     return load_tokenizer(path) if found else None
 
 
-def with_parameters(model: Transformer, source: str) -> tuple[Transformer, dict[str, Any]]:
+def with_parameters(
+    model: Transformer, source: str, layers: tuple[int, ...] | None = None
+) -> tuple[Transformer, dict[str, Any]]:
     """`model` with the parameters of a run or a Hugging Face folder, each laid out as the one it replaces; and what the
     manifests of its checkpoints say about where they came from.
 
@@ -88,6 +90,8 @@ def with_parameters(model: Transformer, source: str) -> tuple[Transformer, dict[
     opened = open_run(source)
     found = opened.model
     mine, theirs = layout.flatten(model), layout.flatten(found)
+    if layers is not None:
+        theirs = _mapped(theirs, mine, layers, source)
     begins = bool(model.config.adapters) and not found.config.adapters
     names = lora.plain_names(mine) if begins else dict(zip(mine, mine))
     wanted = layout.describe({name: array for name, array in zip(names.values(), mine.values()) if name})
@@ -97,6 +101,21 @@ def with_parameters(model: Transformer, source: str) -> tuple[Transformer, dict[
     arrays = [jax.device_put(theirs[name], a.sharding) if name else a for name, a in pairs]
     loaded = jax.tree.unflatten(jax.tree.structure(model), arrays)
     return lora.measured(loaded) if begins else loaded, _parent(opened, source)
+
+
+def _mapped(theirs: layout.Arrays, mine: layout.Arrays, layers: tuple[int, ...], source: str) -> layout.Arrays:
+    """`theirs`, each repeat of a pattern being the one that `layers` says, or that of `mine` where it says -1."""
+    out = dict(theirs)
+    for name, array in theirs.items():
+        if "pattern" not in name.split("/") or name not in mine:
+            continue
+        if wrong := [i for i in layers if not -1 <= i < len(array)]:
+            raise UserError(
+                f"start_layers={layers}: found {wrong[0]}, expected -1 to {len(array) - 1}, the layers of {source}; "
+                "choose among them"
+            )
+        out[name] = jnp.stack([array[i] if i >= 0 else jnp.asarray(mine[name][r]) for r, i in enumerate(layers)])
+    return out
 
 
 def _parent(opened: OpenRun, source: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from pretrain import opened, run
-from pretrain.checkpoint import manifest, reading
+from pretrain.checkpoint import layout, manifest, reading
 from pretrain.checkpoint.manager import Checkpoints
 from pretrain.checkpoint.manifest import Progress
 from pretrain.checkpoint.retention import kept
@@ -252,10 +252,19 @@ def test_a_damaged_run_goes_on_as_if_undisturbed_and_its_checkpoints_say_what_th
     assert made.origin["parent"] == {"run": str(tmp_path / "run"), "step": 4, "digest": parent.digest}
     stored = run.read_config(epath.Path(tmp_path / "run"))
     assert made.origin["config"] == run.origin(stored)["config"] != parent.origin["config"]
-    # By the clock too, and parameters alone into a run with another optimizer.
-    other = OptimizerConfig(peak_lr=1e-3, schedule=Constant(warmup_steps=0), kind=Lion())
+    # By the clock too, and parameters alone into a run with another optimizer and more layers.
+    other = OptimizerConfig(peak_lr=1e-12, schedule=Constant(warmup_steps=0), kind=Lion())
     often = CheckpointConfig(every=1000, every_minutes=1e-9, keep_latest=9)
-    train(tmp_path / "other", steps=3, optimizer=other, checkpoint=often, start_from=str(tmp_path / "run"))
+    model, source = (
+        tiny.llama(vocab_size=400, d_model=32, layers=3, heads=4, kv_heads=2, d_ff=64),
+        str(tmp_path / "run"),
+    )
+    grown = {"model": model, "start_from": source, "start_layers": (1, 0, -1)}
+    train(tmp_path / "other", steps=3, optimizer=other, checkpoint=often, **grown)
+    before, after = (layout.flatten(opened.open_run(tmp_path / name).model) for name in ("run", "other"))
+    for name, array in after.items():
+        copied, there = (array[:2], before[name][::-1]) if "pattern" in name else (array, before[name])
+        np.testing.assert_allclose(copied, there, rtol=1e-5, atol=1e-7, err_msg=name)
     assert {p.name for p in (tmp_path / "other" / "checkpoints").iterdir()} == {"1", "2", "3"}
     began = manifest.read(epath.Path(tmp_path / "other" / "checkpoints" / "1")).origin["parent"]
     assert began == {"run": str(tmp_path / "run"), "step": 10, "digest": made.digest}
