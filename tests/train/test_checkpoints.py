@@ -4,7 +4,9 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from pretrain.checkpoint.retention import kept
 from pretrain.config import CheckpointConfig
 from pretrain.errors import UserError
 from pretrain.metrics.sinks import read_lines
+from pretrain.models import tree
 from pretrain.optimizer.config import Constant, Lion, OptimizerConfig
 from tests.train import tiny
 
@@ -269,3 +272,25 @@ def test_a_damaged_run_goes_on_as_if_undisturbed_and_its_checkpoints_say_what_th
     began = manifest.read(epath.Path(tmp_path / "other" / "checkpoints" / "1")).origin["parent"]
     assert began == {"run": str(tmp_path / "run"), "step": 10, "digest": made.digest}
     assert opened.open_run(tmp_path / "run").step == 10
+
+
+def test_layers_are_copied_as_the_mapping_says_and_others_keep_what_they_began_with(monkeypatch):
+    def filled(layers: int, value: float):
+        config = tiny.llama(vocab_size=40, d_model=8, layers=layers, heads=2, kv_heads=1, d_ff=16)
+        shapes = tree.abstract(config, jnp.float32)
+        return jax.tree.map(
+            lambda s: jnp.broadcast_to(jnp.arange(s.shape[0]).reshape(-1, *[1] * (s.ndim - 1)) + value, s.shape), shapes
+        )
+
+    source, model = filled(2, 10.0), filled(3, 50.0)
+    found = SimpleNamespace(model=source, config=None)
+    monkeypatch.setattr(opened, "open_run", lambda path: found)
+    grown, parent = opened.with_parameters(model, "there", (1, -1, 0))
+    assert parent == {"run": "there", "step": None, "digest": None}
+    before, began, after = map(layout.flatten, (source, model, grown))
+    assert any("pattern" in name for name in after)
+    for name, array in after.items():
+        parts = (before[name][1], began[name][1], before[name][0])
+        np.testing.assert_array_equal(array, np.stack(parts) if "pattern" in name else before[name], err_msg=name)
+    with pytest.raises(UserError, match=r"found 2, expected -1 to 1, the layers of there"):
+        opened.with_parameters(model, "there", (0, 1, 2))

@@ -3,6 +3,8 @@
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -75,3 +77,10 @@ def test_an_empty_folder_with_a_large_number_is_no_checkpoint(corpus, tmp_path, 
     tiny.finish(tiny.start(corpus, run, "steps=12"))
     assert_same(tiny.lines(run), undisturbed)
     assert [line["step"] for line in tiny.lines(run)] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_a_few_faults_of_every_soak_leave_no_trace():
+    command = [sys.executable, str(tiny.ROOT / "benchmarks" / "soak.py"), "--faults", "3", "--seed", "5"]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
