@@ -143,7 +143,7 @@ def train(
             recorder=Recorder(run, tensorboard=config.log.tensorboard, active=speaks),
             flops_per_token=_flops_per_token(config),
             objective=objective,
-            fresh=lambda: _fresh(config, optimizer, dtype, mesh),
+            fresh=lambda: _fresh(config, optimizer, dtype, mesh)[0],
             started=started,
         )
         _tell(job, speaks, progress.step, notes)
