@@ -30,8 +30,8 @@ class Ahead(nnx.Module):
         dtype = hidden_BTD.dtype
         x_BTD = place.project(self.hidden_norm(hidden_BTD), weight(self.join_hidden, dtype), *STREAM)
         x_BTD = x_BTD + place.project(self.embed_norm(next_BTD), weight(self.join_embed, dtype), *STREAM)
-        x_BTD, _, losses = self.block(x_BTD, rows, None, key)
-        return self.final_norm(x_BTD), losses
+        x_BTD, _, load = self.block(x_BTD, rows, None, key)
+        return self.final_norm(x_BTD), self.block.losses(load)
 
 
 def following(x_BT: jax.Array, places: int) -> jax.Array:

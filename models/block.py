@@ -10,7 +10,7 @@ from pretrain.models.layers.attention import Attention
 from pretrain.models.layers.embed import dropout
 from pretrain.models.layers.mla import LatentAttention
 from pretrain.models.layers.mlp import Mlp
-from pretrain.models.layers.moe import Losses, Moe
+from pretrain.models.layers.moe import Load, Losses, Moe
 from pretrain.models.layers.norms import Norm, features
 from pretrain.models.layers.rows import Rows
 
@@ -50,13 +50,13 @@ class Block(nnx.Module):
         self.mlp = (Moe if mixture else Mlp)(config.mlp, d_model, init) if config.mlp else None  # type: ignore
 
     def __call__(self, x_BTD: jax.Array, rows: Rows, cache: LayerCache | None = None, key: jax.Array | None = None):
-        """Returns (x_BTD, cache, losses). `key`: of this layer's dropout; None outside training."""
+        """Returns (x_BTD, cache, load). `key`: of this layer's dropout; None outside training."""
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
         h_BTD = self.mixer_norms.before(x_BTD)
         y_BTD, mine = self.mixer(h_BTD, rows, cache and cache.mixer)
-        losses: Losses = {}
+        load: Load = {}
         if self.config.parallel != "no":
-            z_BTD, losses = self._mlp(h_BTD if self.mlp_pre is None else self.mlp_pre(x_BTD), rows)
+            z_BTD, load = self._mlp(h_BTD if self.mlp_pre is None else self.mlp_pre(x_BTD), rows)
             y_BTD = y_BTD + z_BTD
         x_BTD = self.mixer_norms.after(x_BTD, y_BTD, keys[0])
         across = cache and cache.cross
@@ -64,11 +64,15 @@ class Block(nnx.Module):
             y_BTD, across = self.cross(self.cross_norms.before(x_BTD), rows, across, cross=True)
             x_BTD = self.cross_norms.after(x_BTD, y_BTD, keys[1])
         if self.mlp_norms is not None:
-            y_BTD, losses = self._mlp(self.mlp_norms.before(x_BTD), rows)
+            y_BTD, load = self._mlp(self.mlp_norms.before(x_BTD), rows)
             x_BTD = self.mlp_norms.after(x_BTD, y_BTD, keys[2])
-        return x_BTD, None if mine is None else LayerCache(mixer=mine, cross=across), losses
+        return x_BTD, None if mine is None else LayerCache(mixer=mine, cross=across), load
 
-    def _mlp(self, h_BTD: jax.Array, rows: Rows) -> tuple[jax.Array, Losses]:
+    def losses(self, load: Load) -> Losses:
+        """The layer's own, of tokens whose loads have been added."""
+        return self.mlp.losses(load) if isinstance(self.mlp, Moe) else {}
+
+    def _mlp(self, h_BTD: jax.Array, rows: Rows) -> tuple[jax.Array, Load]:
         if isinstance(self.mlp, Moe):
             return self.mlp(h_BTD, rows.segments_BT)
         return (self.mlp(h_BTD) if self.mlp is not None else 0.0 * h_BTD), {}

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.models.block import Block
@@ -14,6 +15,7 @@ from pretrain.models.layers.moe import Losses
 from pretrain.models.layers.norms import features
 from pretrain.models.layers.rows import Rows
 from pretrain.models.remat import rematerialise
+from pretrain.sharding import pipeline, place
 
 
 class Stack(nnx.Module):
@@ -45,7 +47,8 @@ class Stack(nnx.Module):
         for block, cache, k in zip(blocks, caches, keys):
 
             def run(x, cache, block=block, k=k):
-                return block(x, rows, cache, k)
+                x, cache, load = block(x, rows, cache, k)
+                return x, cache, block.losses(load)
 
             x_BTD, cache, losses = rematerialise(run, self.config.remat)(x_BTD, cache)
             out.append(cache)
@@ -56,21 +59,51 @@ class Stack(nnx.Module):
         repeats, period = self.config.repeats, len(self.pattern)
         if not repeats or not period:
             return x_BTD, (), {}
+        if place.stages() > 1:
+            return self._pipeline(x_BTD, rows, caches, key)
         keys = None if key is None else jax.random.split(key, (repeats, period))
 
         def run(x, layer):
             blocks, caches, keys = layer
             out, all_losses = [], []
             for i, block in enumerate(blocks):
-                x, cache, losses = block(x, rows, caches and caches[i], None if keys is None else keys[i])
+                x, cache, load = block(x, rows, caches and caches[i], None if keys is None else keys[i])
                 out.append(cache)
-                all_losses.append(losses)
+                all_losses.append(block.losses(load))
             return x, (tuple(out), added(*all_losses))
 
         layers = (self.pattern, caches, keys)
         run = rematerialise(run, self.config.remat)
         x_BTD, (caches, losses) = jax.lax.scan(run, x_BTD, layers, unroll=self.config.unroll)
         return x_BTD, caches, jax.tree.map(lambda x: x.sum(0), losses)
+
+    def _pipeline(self, x_BTD, rows: Rows, caches, key):
+        """The same, a part of the periods on each stage; dropout draws anew for each period and micro-batch."""
+        if caches is not None:
+            raise ValueError("found a cache with layers on several devices, expected whole stacks; generate on one")
+        repeats, remat = self.config.repeats, self.config.remat
+        spread = place.schedule().rounds > 1
+        per_row, joined = rows.parts()
+
+        def work(layers, x, per_row, micro):
+            own = joined(per_row)
+
+            def run(x, layer):
+                blocks, number = layer
+                k = None if key is None else jax.random.fold_in(jax.random.fold_in(key, number), micro)
+                loads = []
+                for i, block in enumerate(blocks):
+                    x, _, load = block(x, own, None, None if k is None else jax.random.fold_in(k, i))
+                    loads.append(load)
+                return x, tuple(loads)
+
+            return jax.lax.scan(run if spread else rematerialise(run, remat), x, layers, unroll=self.config.unroll)
+
+        layers = (self.pattern, place.staged(jnp.arange(repeats)))
+        x_BTD, loads = pipeline.run(work, layers, x_BTD, per_row, lambda tick: rematerialise(tick, remat))
+        blocks = tuple(self.pattern)
+        losses = jax.vmap(lambda blocks, loads: added(*(b.losses(load) for b, load in zip(blocks, loads))))
+        return x_BTD, (), jax.tree.map(lambda x: x.sum(0), losses(blocks, loads))
 
 
 def relative_table(block: BlockConfig | None, init: Init) -> nnx.Param | None:

@@ -9,15 +9,17 @@ from flax import nnx
 from pretrain.errors import check
 from pretrain.models.ahead import Ahead, following
 from pretrain.models.cache import Cache
-from pretrain.models.config import BlockConfig, TransformerConfig
+from pretrain.models.config import Alibi, BlockConfig, RelativeBias, StackConfig, TransformerConfig
 from pretrain.models.init import Init
 from pretrain.models.layers.embed import Embed
 from pretrain.models.layers.heads import Head, Task, Unembed
 from pretrain.models.layers.moe import Losses
 from pretrain.models.layers.positions import Table, rope_table
+from pretrain.models.layers.ring import straight, zigzag
 from pretrain.models.layers.rows import Rows
 from pretrain.models.lora import adapt
 from pretrain.models.stack import Stack, added, unroll
+from pretrain.sharding import place
 
 
 @jax.tree_util.register_dataclass
@@ -132,13 +134,17 @@ class Transformer(nnx.Module):
 
     def _run(self, embed: Embed, stack: Stack, inputs: Inputs, cache: Cache | None, key, encoded=None, source=None):
         positions_BT = _positions(inputs, cache)
+        dealt = cache is None and inputs.prefix is None and _dealt(stack.config)
+        if dealt:
+            inputs, positions_BT = jax.tree.map(zigzag, (replace(inputs, encoder=None), positions_BT))
         cache = None if cache is None else _noted(cache, inputs, positions_BT, source)
         rows = self._rows(stack.config.periods, inputs, positions_BT, cache, encoded, source and source.segments)
+        rows = replace(rows, dealt=dealt)
         x_BTW = embed(inputs.tokens, inputs.types, self.dtype)
         x_BTD, layers, losses = stack(x_BTW, rows, cache and cache.layers, key)
         if cache is not None:
             cache = replace(cache, layers=layers, filled=cache.filled + inputs.tokens.shape[1])
-        return x_BTD, cache, losses
+        return straight(x_BTD) if dealt else x_BTD, cache, losses
 
     def _rows(self, blocks, inputs: Inputs, positions_BT, cache: Cache | None = None, encoded=None, segments_BS=None):
         return Rows(
@@ -153,6 +159,15 @@ class Transformer(nnx.Module):
             cached_segments_BS=cache and cache.segments_BS,
             cached_positions_BS=cache and cache.positions_BS,
         )
+
+
+def _dealt(stack: StackConfig) -> bool:
+    """Whether its rows are passed round, and none of its layers needs the order of the text."""
+    if place.devices("length") == 1 or not place.schedule().ring:
+        return False
+    mixers = [block.mixer for block in stack.blocks]
+    biased = [isinstance(getattr(m, "position", None), RelativeBias | Alibi) for m in mixers]
+    return all(m.causal for m in mixers) and not any(biased)
 
 
 def _positions(inputs: Inputs, cache: Cache | None) -> jax.Array:

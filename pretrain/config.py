@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pretrain.data.config import DataConfig, TrainSentencePiece
-from pretrain.errors import check
+from pretrain.errors import UserError, check
 from pretrain.health.config import HealthConfig
-from pretrain.models.config import LearnedPositions, MoeConfig, TransformerConfig
+from pretrain.mesh_checks import mesh_problems
+from pretrain.models.config import LearnedPositions, TransformerConfig
 from pretrain.objectives.config import NextToken, Objective, PrefixLm, SequencePairs
 from pretrain.optimizer.config import OptimizerConfig
 from pretrain.sharding.mesh import MeshConfig
@@ -167,7 +168,9 @@ class RunConfig:
         """Raises one UserError with every problem; those of the mesh too once the number of devices is known."""
         check(self)
         if devices is not None:
-            _check_mesh(self, devices)
+            found = mesh_problems(self, devices)
+            if found:
+                raise UserError(*found)
 
 
 def _start_checks(config: RunConfig) -> Checks:
@@ -201,51 +204,3 @@ def _room_checks(model: TransformerConfig, sequence: int, lengths: tuple[int, in
             message = f"data.sequence_length={sequence} {what} the table of {table.length} positions; "
             out.append((length <= table.length, f"{message}shorten it or lengthen model.{name}.positions"))
     return tuple(out)
-
-
-def _check_mesh(config: RunConfig, devices: int) -> None:
-    from pretrain.errors import UserError
-
-    shape = config.mesh.shape(devices)
-    problems = []
-    if config.evals.translations and devices > 1:
-        problems.append(
-            f"evals.translations={config.evals.translations} with {devices} devices: a model translates on one; "
-            "set it to 0, pretrain evaluate RUN --translations N does it afterwards"
-        )
-    rows, shards = config.batch.rows // config.batch.accumulate, shape["data"] * shape["fsdp"]
-    if rows % shards:
-        near = sorted({max(1, rows // shards) * shards, (rows // shards + 1) * shards})
-        problems.append(
-            f"batch.rows / accumulate = {rows} is not a multiple of data x fsdp = {shards}; "
-            f"nearest {' or '.join(map(str, near))}"
-        )
-    if config.rules == "fsdp_tp":
-        tensor = shape["tensor"]
-        sizes = {"vocab_size": config.model.vocab_size, "data.sequence_length": config.data.sequence_length}
-        names = ("the last stack's row", "the encoder's row")
-        rows = zip(names, config.objective.lengths(config.data.sequence_length, config.model))
-        sizes |= {name: n for name, n in rows if n not in (None, config.data.sequence_length)}
-        for i, block in enumerate(config.model.stack.blocks):
-            sizes.setdefault("kv_heads", getattr(block.mixer, "kv_heads", block.mixer.heads))
-            mlp = block.mlp.expert if isinstance(block.mlp, MoeConfig) else block.mlp
-            sizes.setdefault("d_ff", mlp.d_ff if mlp else tensor)
-            if i > 8:
-                break
-        problems += [
-            f"mesh.tensor={tensor} does not divide {name}={size}; choose {_divisors(size)}"
-            for name, size in sizes.items()
-            if size % tensor
-        ]
-    if config.rules in ("fsdp", "fsdp_tp") and config.model.d_model % shape["fsdp"]:
-        problems.append(
-            f"mesh.fsdp={shape['fsdp']} does not divide model.d_model={config.model.d_model}; "
-            f"choose {_divisors(config.model.d_model)}"
-        )
-    if problems:
-        raise UserError(*problems)
-
-
-def _divisors(n: int) -> str:
-    found = [d for d in range(1, min(n, 64) + 1) if n % d == 0]
-    return " or ".join(map(str, found[:6]))

@@ -119,7 +119,7 @@ def train(
     computed, fitted, adaptations = _on_devices(config, old, run)
     notes += adaptations
     mesh = meshes.build(config.mesh)
-    with _writable(run), place.use(mesh, resolved(config.rules)):
+    with _writable(run), place.use(mesh, resolved(config.rules), config.mesh.schedule):
         train_split, validation, tokenizer = _data(config, run, speaks)
         dtype = compute_dtype(config)
         optimizer = make_optimizer(config, dtype)

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pretrain.sharding import place
+
 Params = Any
 Head = Callable[[Params, jax.Array], jax.Array]
 Metrics = dict[str, jax.Array]
@@ -134,10 +136,15 @@ def _sums_and_gradient(terms: CrossEntropy, logits_BtV: jax.Array, targets_Bt: j
 
 
 def cut(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """[B, T, ...] as [n, B, chunk, ...]; the last chunk is filled up with tokens of weight 0."""
+    """[B, T, ...] as [n, B, chunk, ...]; the last chunk is filled up with tokens of weight 0.
+
+    Where devices share the tokens of a row, each puts as many of its own into every chunk.
+    """
+    length = arrays[0].shape[1]
+    if (hands := _hands(chunk, length)) is not None:
+        return tuple(place.deal_tokens(x, hands) for x in arrays)
 
     def cut(x: jax.Array) -> jax.Array:
-        length = x.shape[1]
         t = min(chunk, length)
         x = jnp.pad(x, [(0, 0), (0, -length % t)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, t, *x.shape[2:]), 1, 0)
@@ -145,6 +152,17 @@ def cut(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(cut(x) for x in arrays)
 
 
+def _hands(chunk: int, length: int) -> int | None:
+    """Chunks of a row that devices share; None where each has whole rows."""
+    devices = place.devices("length")
+    if devices == 1 or length % devices:
+        return None
+    own = length // devices
+    return next(n for n in range(1, own + 1) if own % n == 0 and length // n <= max(chunk, devices))
+
+
 def join(x_nBtD: jax.Array, length: int) -> jax.Array:
     n, B, t = x_nBtD.shape[:3]
+    if n * t == length and place.devices("length") > 1 and t % place.devices("length") == 0:
+        return place.gather_tokens(x_nBtD)
     return jnp.moveaxis(x_nBtD, 0, 1).reshape(B, n * t, *x_nBtD.shape[3:])[:, :length]

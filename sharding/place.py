@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +16,38 @@ from jax.sharding import PartitionSpec as P
 
 from pretrain.sharding.axes import Axis
 from pretrain.sharding.columns import Columns
+from pretrain.sharding.mesh import Schedule
 from pretrain.sharding.rules import AxisRules, Table, assign
 
 Axes = tuple[Axis | None, ...]
 NOWHERE = AxisRules()
+TOKENS = ("length", "sequence")
+AT_ONCE = Schedule()
 _rules: ContextVar[AxisRules] = ContextVar("rules", default=NOWHERE)
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
+_schedule: ContextVar[Schedule] = ContextVar("schedule", default=AT_ONCE)
 
 
 @contextmanager
-def use(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, rules: AxisRules) -> Iterator[None]:
+def use(
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, rules: AxisRules, schedule: Schedule | None = None
+) -> Iterator[None]:
     """Functions traced inside are laid out by these rules over this mesh; over an abstract one for shapes alone."""
     real = isinstance(mesh, jax.sharding.Mesh)
     token, platform = _rules.set(rules), _platform.set(mesh.devices.flat[0].platform if real else None)
+    order = _schedule.set(schedule or AT_ONCE)
     try:
         with jax.set_mesh(mesh) if real else jax.sharding.use_abstract_mesh(mesh):
             yield
     finally:
         _rules.reset(token)
         _platform.reset(platform)
+        _schedule.reset(order)
+
+
+def schedule() -> Schedule:
+    """What devices that work together do when."""
+    return _schedule.get()
 
 
 def platform() -> str:
@@ -49,8 +63,13 @@ def _trivial() -> bool:
     return all(size == 1 for size in _sizes().values())
 
 
-def _spec(axes: Axes, table: Table) -> P:
-    return P(*(m or None for m in assign(axes, table, _sizes())))
+def _spec(axes: Axes, table: Table, shape: tuple[int, ...] = ()) -> P:
+    """Tokens that their mesh axes do not divide stay whole: those asked for in a row, or the one that stands for it."""
+    sizes, out = _sizes(), []
+    for i, (axis, mesh_axes) in enumerate(zip(axes, assign(axes, table, sizes))):
+        uneven = i < len(shape) and axis in TOKENS and shape[i] % math.prod(sizes[m] for m in mesh_axes)
+        out.append(None if uneven else mesh_axes or None)
+    return P(*out)
 
 
 def whole() -> bool:
@@ -73,9 +92,14 @@ def stored(axes: Axes, mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, _spec(axes, _rules.get().stored))
 
 
+def spec_of(shape: tuple[int, ...], *axes: Axis | None) -> P:
+    """The same for an array of this shape: tokens stay whole where they cannot be cut evenly."""
+    return _spec(axes, _rules.get().used, shape)
+
+
 def constrain(x: jax.Array, *axes: Axis | None) -> jax.Array:
     """`x` laid out as an activation with these logical axes."""
-    return x if _trivial() else jax.sharding.reshard(x, spec(*axes))
+    return x if _trivial() else jax.sharding.reshard(x, spec_of(x.shape, *axes))
 
 
 def gather(w: jax.Array, axes: Axes, dtype: jnp.dtype) -> jax.Array:
@@ -94,8 +118,9 @@ def project(
     if _trivial():
         return _project_flat(x, w, contract, dtype)
     left, right = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
+    out = spec_of((*x.shape[: x.ndim - contract], *w.shape[contract:]), *axes)
     return jax.lax.dot_general(
-        x, w, ((left, right), ((), ())), preferred_element_type=dtype or x.dtype, out_sharding=spec(*axes)
+        x, w, ((left, right), ((), ())), preferred_element_type=dtype or x.dtype, out_sharding=out
     )
 
 
@@ -111,7 +136,9 @@ def take(table: jax.Array, ids: jax.Array, *axes: Axis | None) -> jax.Array:
     """`table[ids]` with the given logical axes; ids outside the table give NaN rather than a neighbour's row."""
     if _trivial():
         return table.at[ids].get(mode="fill", fill_value=jnp.nan)
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=spec(*axes))
+    ids = constrain(ids, *axes[: ids.ndim])
+    out = spec_of((*ids.shape, *table.shape[1:]), *axes)
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=out)
 
 
 def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes | tuple[Axes, ...]) -> Callable:
@@ -122,13 +149,30 @@ def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes |
     out_specs = tuple(spec(*a) for a in out_axes) if several else spec(*out_axes)  # type: ignore
     in_specs = tuple(spec(*a) if a else P() for a in in_axes)
     told = platform() != "tpu"  # a Pallas kernel does not say over which mesh axes its results vary
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=told)
+    mapped = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=told)
+
+    def run(*arguments):
+        laid = (jax.tree.map(lambda x, a=a: constrain(x, *(a or ())), x) for x, a in zip(arguments, in_axes))
+        return mapped(*laid)
+
+    return run
 
 
 def sum_over(x: jax.Array, axis: Axis) -> jax.Array:
     """Inside `local`: the sum of what the devices have that each hold a part of this logical axis."""
     axes = _held(axis)
     return jax.lax.psum(x, axes) if axes else x
+
+
+def like(y: jax.Array, *xs: jax.Array) -> jax.Array:
+    """Inside `local`: `y` as a value that may differ between the devices as these do."""
+    missing = frozenset().union(*(jax.typeof(x).mat.varying for x in xs)) - jax.typeof(y).mat.varying
+    return jax.lax.pcast(y, tuple(missing), to="varying") if missing else y
+
+
+def mesh_axes(axis: Axis) -> tuple[str, ...]:
+    """Along which this logical axis is cut, outermost first; inside `local`, names for collectives."""
+    return _held(axis)
 
 
 def devices(axis: Axis) -> int:
@@ -146,3 +190,88 @@ def deal(x: jax.Array, hands: int) -> jax.Array:
     shape = (x.shape[0] // hands, hands, *x.shape[1:])
     x = x.reshape(shape) if _trivial() else jax.lax.reshape(x, shape, out_sharding=spec("batch", None, *rest))
     return jax.numpy.swapaxes(x, 0, 1)
+
+
+def stages() -> int:
+    """How many devices share the layers of a scanned stack."""
+    return math.prod(_sizes()[m] for m in _stage_axes())
+
+
+def stage_axis() -> str:
+    """The mesh axis along which they stand."""
+    (axis,) = _stage_axes()
+    return axis
+
+
+def _stage_axes() -> tuple[str, ...]:
+    return () if _trivial() else tuple(assign(("layers",), _rules.get().stored, _sizes())[0])
+
+
+@contextmanager
+def within_stage() -> Iterator[None]:
+    """What is traced inside is one stage's: its rows are no longer cut over stages."""
+    rules, axes = _rules.get(), _stage_axes()
+    used = {axis: tuple(m for m in to if m not in axes) for axis, to in rules.used.items()}
+    token = _rules.set(replace(rules, used=used))
+    try:
+        yield
+    finally:
+        _rules.reset(token)
+
+
+def hand_out(x: jax.Array, stages: int, hands: int) -> jax.Array:
+    """[batch, ...] -> [stages, hands, batch / (stages x hands), ...]: each device keeps its rows."""
+    before, after, rest, _ = _around_stage(x)
+    outer = math.prod(_sizes()[m] for m in before)
+    rows = x.shape[0] // (outer * stages * hands)
+    tail, axis = x.shape[1:], stage_axis()
+    x = _reshaped(x, (outer, stages, rows, hands, *tail), P(before or None, axis, after or None, None, *rest))
+    x = jnp.moveaxis(x, (1, 3), (0, 1))
+    return _reshaped(x, (stages, hands, outer * rows, *tail), P(axis, None, (*before, *after) or None, *rest))
+
+
+def take_back(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The inverse of `hand_out`, laid out as what was handed out."""
+    before, after, rest, whole = _around_stage(like)
+    outer, axis = math.prod(_sizes()[m] for m in before), stage_axis()
+    stages, hands, rows = x.shape[:3]
+    shape = (stages, hands, outer, rows // outer, *x.shape[3:])
+    x = _reshaped(x, shape, P(axis, None, before or None, after or None, *rest))
+    x = jnp.moveaxis(x, (0, 1), (1, 3))
+    return _reshaped(x, like.shape, whole)
+
+
+def _around_stage(x: jax.Array) -> tuple[tuple[str, ...], tuple[str, ...], tuple, P]:
+    """(mesh axes of the batch outside the stages, those inside, what the other dimensions have, all)."""
+    batch, spec = _held("batch"), jax.typeof(x).sharding.spec
+    at = batch.index(stage_axis())
+    rest = tuple(spec[1:])
+    return batch[:at], batch[at + 1 :], rest, P(batch, *rest)
+
+
+def _reshaped(x: jax.Array, shape: tuple[int, ...], layout: P) -> jax.Array:
+    return jax.lax.reshape(x, shape, out_sharding=layout)
+
+
+def staged(x: jax.Array) -> jax.Array:
+    """[layers, ...] or [stages, ...], each stage holding its part."""
+    return jax.sharding.reshard(x, P(stage_axis(), *(None,) * (x.ndim - 1)))
+
+
+def replicated(x: jax.Array) -> jax.Array:
+    return jax.sharding.reshard(x, P(*(None,) * x.ndim))
+
+
+def deal_tokens(x: jax.Array, hands: int) -> jax.Array:
+    """[batch, length, ...] -> [hands, batch, length / hands, ...]: token t goes to hand t mod `hands`."""
+    x = constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
+    shape = (x.shape[0], x.shape[1] // hands, hands, *x.shape[2:])
+    x = jax.lax.reshape(x, shape, out_sharding=spec("batch", "length", *(None,) * (x.ndim - 1)))
+    return jnp.moveaxis(x, 2, 0)
+
+
+def gather_tokens(x: jax.Array) -> jax.Array:
+    """The inverse of `deal_tokens`."""
+    x = jnp.moveaxis(x, 0, 2)
+    shape = (x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
+    return jax.lax.reshape(x, shape, out_sharding=spec("batch", "length", *(None,) * (len(shape) - 2)))

@@ -49,24 +49,30 @@ def assign(axes: tuple[Axis | None, ...], table: Table, sizes: Mapping[str, int]
     return placed
 
 
-BATCH: Table = {"batch": ("data", "fsdp")}
+EXPERT: Table = {"expert": ("expert",)}
+ROWS: Table = {"batch": ("data", "stage", "fsdp", "expert"), "length": ("context",), "sequence": ("context",)}
+LAYERS: Table = {"layers": ("stage",), **EXPERT}
+USED: Table = {**ROWS, **EXPERT}
+"""In all presets: rows over every axis that holds other weights, their tokens over `context`."""
+SHARDED: Table = {**LAYERS, "embed": ("fsdp", "context")}
 MEGATRON: Table = {"vocab": ("tensor",), "kv_heads": ("tensor",), "mlp": ("tensor",)}
 
 
 def dp() -> AxisRules:
-    """Data parallel: parameters whole on every device."""
-    return AxisRules(used=BATCH)
+    """Data parallel: parameters whole on every device, but for experts and pipeline stages."""
+    return AxisRules(stored=LAYERS, used=USED)
 
 
 def fsdp() -> AxisRules:
     """Fully sharded (ZeRO-3, Rajbhandari et al. 2020): parameters and optimizer state cut along d_model at rest."""
-    return AxisRules(stored={"embed": ("fsdp",)}, used=BATCH)
+    return AxisRules(stored=SHARDED, used=USED)
 
 
 def fsdp_tp() -> AxisRules:
     """FSDP with Megatron's column/row-parallel matmuls (Shoeybi et al. 2019), the residual stream cut along the
     sequence between them (Korthikanti et al. 2022)."""
-    return AxisRules(stored={"embed": ("fsdp",), **MEGATRON}, used={**BATCH, **MEGATRON, "sequence": ("tensor",)})
+    used = {**USED, **MEGATRON, "sequence": ("context", "tensor")}
+    return AxisRules(stored={**SHARDED, **MEGATRON}, used=used)
 
 
 PRESETS = {"dp": dp, "fsdp": fsdp, "fsdp_tp": fsdp_tp}

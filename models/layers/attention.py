@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from pretrain.models.cache import KeyValues
 from pretrain.models.config import Alibi, AttentionConfig, RelativeBias
 from pretrain.models.init import Init, weight
-from pretrain.models.layers import kernels
+from pretrain.models.layers import kernels, ring
 from pretrain.models.layers.norms import Norm
 from pretrain.models.layers.positions import rotate, slopes, spread
 from pretrain.models.layers.rows import Rows
@@ -131,7 +131,7 @@ def mix(
     k: jax.Array,
     v: jax.Array,
     rows: Rows,
-    seen: tuple[jax.Array | None, jax.Array | None],
+    seen_BT: tuple[jax.Array | None, jax.Array | None],
     scale: float,
     causal: bool,
     *,
@@ -143,32 +143,52 @@ def mix(
     query_axes: place.Axes = QUERY,
     key_axes: place.Axes = KEY,
 ) -> jax.Array:
-    """o_BTKGV, each device mixing its own heads of its own rows."""
-    T = q_BTKGH.shape[1]
+    """o_BTKGV, each device mixing its own heads of its own tokens.
+
+    Devices that share the tokens of a row collect its keys and values, or pass them round (`ring`).
+    """
+    T, shared = q_BTKGH.shape[1], place.devices("length")
     start = None if cross else rows.start
     prefix_BT = None if cross or start is not None else rows.prefix_BT
+    passed = shared > 1 and place.schedule().ring and not cross and bias_NKG is None and start is None
+
+    cached = key_axes == CACHED
 
     def attend(q, k, v, q_segments, kv_segments, prefix, bias, sinks, start):
-        if key_axes == CACHED:
+        if cached:
             k, v = k.swapaxes(1, 2).astype(q.dtype), v.swapaxes(1, 2).astype(q.dtype)
+        k, v = place.like(k, q), place.like(v, q)
+        first = start
+        if shared > 1 and not passed and (causal or window is not None or bias is not None):
+            first = jax.lax.axis_index(place.mesh_axes("length")) * q.shape[1]
         mask = kernels.Mask(
             q_segments_BT=q_segments,
             kv_segments_BS=kv_segments,
-            q_index_T=None if start is None else start + jnp.arange(T),
+            q_index_T=None if first is None else first + jnp.arange(q.shape[1]),
             kv_prefix_BS=prefix,
             causal=causal,
             window=window,
         )
-        bias_KGTS = None if bias is None else spread(bias, T)
+        if passed:
+            options = {"softcap": softcap, "sinks_KG": sinks, "dealt": rows.dealt}
+            return ring.ring_attention(q, k, v, mask=mask, scale=scale, **options)
+        if bias is not None and q.shape[1] < T:  # the diagonals that these queries meet
+            bias = jax.lax.dynamic_slice_in_dim(bias, T - q.shape[1] - first, q.shape[1] + k.shape[1] - 1)
+        bias_KGTS = None if bias is None else spread(bias, q.shape[1])
         return kernels.attention(q, k, v, mask=mask, scale=scale, softcap=softcap, bias_KGTS=bias_KGTS, sinks_KG=sinks)
 
-    bias_axes, sink_axes = (None, "kv_heads", "groups"), ("kv_heads", "groups")
-    attend = place.local(
-        attend, (query_axes, key_axes, key_axes, ROWS, ROWS, ROWS, bias_axes, sink_axes, ()), query_axes
-    )
+    seen_axes, bias_axes, sink_axes = ROWS, (None, "kv_heads", "groups"), ("kv_heads", "groups")
+    if not passed:
+        key_axes, seen_axes = (_whole(axes) for axes in (key_axes, seen_axes))
+    seen = (ROWS, seen_axes, seen_axes)
+    attend = place.local(attend, (query_axes, key_axes, key_axes, *seen, bias_axes, sink_axes, ()), query_axes)
     if start is not None and place.platform() == "cpu":
         attend = _apart(attend)
-    return attend(q_BTKGH, k, v, *seen, prefix_BT, bias_NKG, sinks_KG, start)
+    return attend(q_BTKGH, k, v, *seen_BT, prefix_BT, bias_NKG, sinks_KG, start)
+
+
+def _whole(axes: place.Axes) -> place.Axes:
+    return tuple(None if axis == "length" else axis for axis in axes)
 
 
 def _finish(y: jax.Array, bias: nnx.Param | None, norm: Norm | None) -> jax.Array:

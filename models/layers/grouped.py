@@ -19,9 +19,12 @@ BLOCK = 64
 
 
 def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """y_nO: the first sizes[0] rows times w[0], the next sizes[1] times w[1], and so on; sizes sum to n."""
+    """y_nO: the first sizes[0] rows times w[0], the next sizes[1] times w[1], and so on.
+
+    Rows after these have to be zeros, and so has what comes back for them in the backward pass.
+    """
     if place.platform() == "cpu":
-        return blocked(_like(x_nI, w_EIO), _like(w_EIO, x_nI), sizes_E)
+        return blocked(place.like(x_nI, w_EIO), place.like(w_EIO, x_nI), sizes_E)
     return jax.lax.ragged_dot(x_nI, w_EIO, sizes_E)
 
 
@@ -46,7 +49,7 @@ def _backward(residuals, dy_nO):
         return dw_EIO.at[expert].add(dw_IO), None
 
     blocks = (_spread(x_nI, rows_n, len(expert_j)), _spread(dy_nO, rows_n, len(expert_j)), expert_j)
-    zeros = _like(_like(jnp.zeros(w_EIO.shape, jnp.float32), x_nI), dy_nO)
+    zeros = place.like(place.like(jnp.zeros(w_EIO.shape, jnp.float32), x_nI), dy_nO)
     dw_EIO, _ = jax.lax.scan(add, zeros, blocks)
     return dx_nI.astype(x_nI.dtype), dw_EIO.astype(w_EIO.dtype), None
 
@@ -60,6 +63,8 @@ def _layout(n: int, sizes_E: jax.Array) -> tuple[jax.Array, jax.Array]:
     ends_E, first_E = jnp.cumsum(sizes_E), (jnp.cumsum(blocks_E) - blocks_E) * BLOCK
     group_n = jnp.searchsorted(ends_E, jnp.arange(n), side="right", method="compare_all")
     rows_n = jnp.arange(n) - (ends_E - sizes_E)[group_n] + first_E[group_n]
+    rest_n = (jnp.arange(n) - ends_E[-1]) + jnp.sum(blocks_E) * BLOCK
+    rows_n = jnp.where(group_n < sizes_E.shape[0], rows_n, rest_n)
     count = -(-n // BLOCK) + sizes_E.shape[0]
     expert_j = jnp.searchsorted(jnp.cumsum(blocks_E), jnp.arange(count), side="right", method="compare_all")
     return rows_n, jnp.minimum(expert_j, sizes_E.shape[0] - 1)
@@ -67,7 +72,7 @@ def _layout(n: int, sizes_E: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _spread(x_nI: jax.Array, rows_n: jax.Array, blocks: int) -> jax.Array:
     """x_jbI with zeros between the groups."""
-    zeros = _like(jnp.zeros((blocks * BLOCK, x_nI.shape[1]), x_nI.dtype), x_nI)
+    zeros = place.like(jnp.zeros((blocks * BLOCK, x_nI.shape[1]), x_nI.dtype), x_nI)
     return zeros.at[rows_n].set(x_nI, unique_indices=True).reshape(blocks, BLOCK, -1)
 
 
@@ -75,9 +80,3 @@ def _product(spec: str, x_nI, w_EIO, rows_n, expert_j) -> jax.Array:
     dot = partial(jnp.einsum, spec, preferred_element_type=x_nI.dtype)
     y_jbO = jax.lax.map(lambda block: dot(block[0], w_EIO[block[1]]), (_spread(x_nI, rows_n, len(expert_j)), expert_j))
     return y_jbO.reshape(-1, y_jbO.shape[-1])[rows_n]
-
-
-def _like(y: jax.Array, x: jax.Array) -> jax.Array:
-    """`y` as a value that may differ between the devices of a `shard_map` as `x` does."""
-    missing = jax.typeof(x).mat.varying - jax.typeof(y).mat.varying
-    return jax.lax.pcast(y, tuple(missing), to="varying") if missing else y

@@ -91,7 +91,8 @@ class Task(nnx.Module):
     def __call__(self, hidden_BTD: jax.Array, segments_BT: jax.Array | None, key: jax.Array | None) -> jax.Array:
         """f32: [B, T, labels] of every token, else [B, labels], or the pooled [B, D] where there are no labels."""
         c, dtype = self.config, hidden_BTD.dtype
-        h_BtD = place.constrain(_pool(c.pool, place.constrain(hidden_BTD, *READ), segments_BT), *READ)
+        whole = READ if c.pool == "token" else ("batch", None, "features")
+        h_BtD = place.constrain(_pool(c.pool, place.constrain(hidden_BTD, *whole), segments_BT), *READ)
         if self.hidden is not None:
             h_BtD = place.project(h_BtD, weight(self.hidden, dtype), *READ) + weight(self.hidden_bias, dtype)
             h_BtD = ACTIVATIONS[c.hidden](h_BtD)

@@ -14,11 +14,13 @@ from pretrain.models.config import MoeConfig, RouterConfig
 from pretrain.models.init import Init, weight
 from pretrain.models.layers.grouped import grouped_matmul
 from pretrain.models.layers.mlp import Mlp, activate
-from pretrain.sharding import place
+from pretrain.sharding import expert, place
 
 READ = ("batch", "length", "features")
 CHOICE = ("batch", "length", None)
 Losses = dict[str, jax.Array]
+Load = dict[str, jax.Array]
+"""Sums over tokens, from which a layer's losses are made: those of parts of a batch add up to those of all of it."""
 
 
 class Moe(nnx.Module):
@@ -38,8 +40,8 @@ class Moe(nnx.Module):
         self.down_bias = init.vector(0.0, ("expert", E), ("features", d_model)) if e.bias else None
         self.shared = Mlp(config.shared, d_model, init) if config.shared else None
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, Losses]:
-        """(y_BTD, losses): each loss a mean over the tokens that are not padding, times its weight."""
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, Load]:
+        """(y_BTD, load): the load is counted over the tokens that are not padding."""
         c, dtype = self.config, x_BTD.dtype
         x_BTD = place.constrain(x_BTD, *READ)
         there_BT = jnp.ones(x_BTD.shape[:2], bool) if segments_BT is None else segments_BT != 0
@@ -51,14 +53,14 @@ class Moe(nnx.Module):
         balance_E = None if self.balance is None else weight(self.balance, jnp.float32)
         routed = place.local(lambda x, b: route(c.router, x, b), (CHOICE, (None,)), (CHOICE, CHOICE))
         weights_BTK, ids_BTK = routed(logits_BTE, balance_E)
-        wide, narrow = (None, None, "mlp"), (None, "mlp", None)
+        wide, narrow = ("expert", None, "mlp"), ("expert", "mlp", None)
         parameters = {
             "up": (self.up, wide),
             "gate": (self.gate, wide),
             "down": (self.down, narrow),
-            "up_bias": (self.up_bias, (None, "mlp")),
-            "gate_bias": (self.gate_bias, (None, "mlp")),
-            "down_bias": (self.down_bias, (None, None)),
+            "up_bias": (self.up_bias, ("expert", "mlp")),
+            "gate_bias": (self.gate_bias, ("expert", "mlp")),
+            "down_bias": (self.down_bias, ("expert", None)),
         }
         have = {name: (weight(p, dtype), axes) for name, (p, axes) in parameters.items() if p is not None}
 
@@ -67,13 +69,18 @@ class Moe(nnx.Module):
             visit = _everyone if c.capacity is None else _up_to_capacity
             return place.sum_over(visit(c, x, weights.astype(dtype), ids, there, w), "mlp")
 
-        axes = (READ, CHOICE, CHOICE, ("batch", "length"), *(axes for _, axes in have.values()))
+        length = "length" if c.capacity is None else None  # places are shared by the tokens of a row
+        read, choice, row = ("batch", length, "features"), ("batch", length, None), ("batch", length)
+        axes = (read, choice, choice, row, *(axes for _, axes in have.values()))
         arrays = [array for array, _ in have.values()]
-        y_BTD = place.local(experts, axes, READ)(x_BTD, weights_BTK, ids_BTK, there_BT, *arrays)
+        y_BTD = place.local(experts, axes, read)(x_BTD, weights_BTK, ids_BTK, there_BT, *arrays)
         y_BTD = checkpoint_name(place.constrain(y_BTD, "batch", "sequence", "features"), "mlp_down")
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)
-        return y_BTD, losses(c, logits_BTE, ids_BTK, there_BT, balance_E)
+        return y_BTD, load(c, logits_BTE, ids_BTK, there_BT)
+
+    def losses(self, load: Load) -> Losses:
+        return losses(self.config, load, None if self.balance is None else weight(self.balance, jnp.float32))
 
     def fuse(self) -> None:
         if self.shared is not None:
@@ -97,34 +104,46 @@ def route(c: RouterConfig, logits_NE: jax.Array, balance_E: jax.Array | None) ->
     return weights * c.scale, ids
 
 
-def losses(c: MoeConfig, logits_BTE, ids_BTK, there_BT, balance_E) -> Losses:
-    """Of one layer; see `RouterConfig`. "_balance" is 0, its gradient what the balancing bias is moved by."""
-    router, E = c.router, c.experts
+def load(c: MoeConfig, logits_BTE, ids_BTK, there_BT) -> Load:
+    """Of one layer: what its losses need."""
+    router = c.router
     there_BT1 = there_BT[..., None].astype(jnp.float32)
-    tokens = jnp.maximum(jnp.sum(there_BT1), 1)
-    out: Losses = {}
-    if router.balance_loss or balance_E is not None:
-        hot_BTKE = (ids_BTK[..., None] == jnp.arange(E)) * there_BT1[..., None]
-        share_E = jnp.sum(hot_BTKE, axis=(0, 1, 2)) / (tokens * router.top_k)
-        if router.balance_loss:
-            scores = jax.nn.softmax(logits_BTE, axis=-1)
-            if router.score == "sigmoid":
-                scores = jax.nn.sigmoid(logits_BTE)
-                scores = scores / jnp.sum(scores, axis=-1, keepdims=True)
-            mean_E = jnp.sum(scores * there_BT1, axis=(0, 1)) / tokens
-            out["balance"] = router.balance_loss * E * jnp.sum(share_E * mean_E)
-        if balance_E is not None:
-            out["_balance"] = _against(balance_E, share_E - 1 / E)
+    out: Load = {"tokens": jnp.sum(there_BT1)}
+    if router.balance_loss or router.balance_rate is not None:
+        hot_BTKE = (ids_BTK[..., None] == jnp.arange(c.experts)) * there_BT1[..., None]
+        out["chosen_E"] = jnp.sum(hot_BTKE, axis=(0, 1, 2))
+    if router.balance_loss:
+        scores = jax.nn.softmax(logits_BTE, axis=-1)
+        if router.score == "sigmoid":
+            scores = jax.nn.sigmoid(logits_BTE)
+            scores = scores / jnp.sum(scores, axis=-1, keepdims=True)
+        out["scores_E"] = jnp.sum(scores * there_BT1, axis=(0, 1))
     if router.z_loss:
         z_BT = jax.nn.logsumexp(logits_BTE, axis=-1)
-        out["router_z"] = router.z_loss * jnp.sum(jnp.square(z_BT) * there_BT) / tokens
+        out["z"] = jnp.sum(jnp.square(z_BT) * there_BT)
+    return out
+
+
+def losses(c: MoeConfig, load: Load, balance_E: jax.Array | None) -> Losses:
+    """Each a mean over tokens, times its weight; see `RouterConfig`. "_balance" is 0, its gradient what the balancing
+    bias is moved by."""
+    router, tokens = c.router, jnp.maximum(load["tokens"], 1)
+    out: Losses = {}
+    if "chosen_E" in load:
+        share_E = load["chosen_E"] / (tokens * router.top_k)
+        if router.balance_loss:
+            out["balance"] = router.balance_loss * c.experts * jnp.sum(share_E * load["scores_E"]) / tokens
+        if balance_E is not None:
+            out["_balance"] = _against(balance_E, share_E - 1 / c.experts)
+    if router.z_loss:
+        out["router_z"] = router.z_loss * load["z"] / tokens
     return out
 
 
 @jax.custom_vjp
 def _against(balance_E: jax.Array, excess_E: jax.Array) -> jax.Array:
     """0, with the gradient `excess_E`: descending it moves the bias against the load."""
-    return jnp.zeros((), balance_E.dtype)
+    return 0 * jnp.sum(balance_E)  # made of it, so that under vmap each layer has its own
 
 
 _against.defvjp(lambda b, excess: (_against(b, excess), excess), lambda excess, g: (g * excess, None))
@@ -144,22 +163,23 @@ def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Arr
     k, D = c.router.top_k, x_BTD.shape[-1]
     x_ND, ids_n, weights_n = x_BTD.reshape(-1, D), ids_BTK.reshape(-1), weights_BTK.reshape(-1)
     order_n = jnp.argsort(ids_n, stable=True)
-    x_nD, weights_n1, expert_n = x_ND[order_n // k], weights_n[order_n][:, None], ids_n[order_n]
-    sizes_E = jnp.sum(ids_n[:, None] == jnp.arange(c.experts), axis=0, dtype=jnp.int32)
-    if c.router.on_input:
-        x_nD = x_nD * weights_n1
+    x_nD, weights_n1 = x_ND[order_n // k], weights_n[order_n][:, None]
 
-    def product(kernel, h):
-        return grouped_matmul(x_nD if h is None else h, kernel, sizes_E)
+    def work(x_mD, expert_m, sizes_E):
+        def product(kernel, h):
+            return grouped_matmul(x_mD if h is None else h, kernel, sizes_E)
 
-    def biased(y, name):
-        return y + w[name][expert_n] if name in w else y
+        def biased(y, name):
+            return y + w[name][expert_m] if name in w else y
 
-    y_nD = _mlp(c, w, product, biased)
+        y_mD = _mlp(c, w, product, biased)
+        # once, not by every device that holds a slice of the experts
+        return y_mD + w["down_bias"][expert_m] / place.devices("mlp") if "down_bias" in w else y_mD
+
+    most = len(x_ND) * min(k, len(w["up"]))  # a token goes to k different experts
+    x_nD = x_nD * weights_n1 if c.router.on_input else x_nD
+    y_nD = expert.visit(work, x_nD, ids_n[order_n], c.experts, most)
     y_nD = y_nD if c.router.on_input else y_nD * weights_n1
-    if "down_bias" in w:  # once, not by every device that holds a slice of the experts
-        bias_nD = w["down_bias"][expert_n] / place.devices("mlp")
-        y_nD = y_nD + (bias_nD if c.router.on_input else bias_nD * weights_n1)
     back_n = jnp.argsort(order_n)
     return jnp.sum(y_nD[back_n].reshape(-1, k, D), axis=1).reshape(x_BTD.shape)
 
@@ -176,6 +196,7 @@ def _up_to_capacity(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> j
     send_BTEC = jnp.sum(taken_BTKEC, axis=2)
     bring_BTEC = jnp.einsum("BTKEC,BTK->BTEC", taken_BTKEC, weights_BTK)
     x_BECD = jnp.einsum("BTEC,BTD->BECD", bring_BTEC if c.router.on_input else send_BTEC, x_BTD)
+    x_BECD = expert.scatter(x_BECD)
 
     def product(kernel, h):
         return jnp.einsum("BECI,EIO->BECO", x_BECD if h is None else h, kernel)
@@ -186,4 +207,5 @@ def _up_to_capacity(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> j
     y_BECD = _mlp(c, w, product, biased)
     if "down_bias" in w:
         y_BECD = y_BECD + w["down_bias"][:, None] / place.devices("mlp")
+    y_BECD = expert.collect(y_BECD)
     return jnp.einsum("BECD,BTEC->BTD", y_BECD, send_BTEC if c.router.on_input else bring_BTEC)

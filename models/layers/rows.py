@@ -1,5 +1,6 @@
 """What every layer of a stack needs to know of the rows it works on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -34,8 +35,15 @@ class Rows:
     cached_segments_BS: jax.Array | None = None
     """Of all slots of the cache, these tokens included."""
     cached_positions_BS: jax.Array | None = None
+    dealt: bool = False
+    """Tokens lie as `ring.zigzag` deals them to the devices that share a row."""
     relative: nnx.Param | None = None
     """The table of relative biases that all layers share."""
+
+    def parts(self) -> "tuple[dict, Callable[[dict], Rows]]":
+        """(what belongs to single rows, arrays [B, ...], and how to put it together again for some of them)."""
+        names = ("positions_BT", "ropes", "segments_BT", "prefix_BT", "encoded_BSD", "encoded_segments_BS")
+        return {name: getattr(self, name) for name in names}, lambda parts: replace(self, **parts)
 
     @property
     def start(self) -> jax.Array | None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch, Loss, Objective
 from pretrain.objectives.config_masked import SENTENCE_TASK, MaskedLm
-from pretrain.objectives.language import READ, cross_entropy, with_layers
+from pretrain.objectives.language import cross_entropy, with_layers
 from pretrain.sharding import place
 
 
@@ -30,7 +30,7 @@ def at(hidden_BTD: jax.Array, places_BK: jax.Array | None) -> jax.Array:
     """hidden_BKD: what stands at these places of each row, so that the head reads nothing else."""
     if places_BK is None:
         return hidden_BTD
-    return jnp.take_along_axis(place.constrain(hidden_BTD, *READ), places_BK[..., None], axis=1)
+    return jnp.take_along_axis(place.constrain(hidden_BTD, "batch", None, "features"), places_BK[..., None], axis=1)
 
 
 def with_labels(loss: Loss, logits_BC: jax.Array, batch: Batch) -> Loss:

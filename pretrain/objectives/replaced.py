@@ -48,18 +48,17 @@ def generate(config: ReplacedToken, model: Transformer, batch: Batch, key) -> tu
 def sample(unembed: Any, hidden_BKD: jax.Array, key: jax.Array, chunk: int) -> jax.Array:
     """int32 [B, K], a token drawn at each place from the head's distribution; logits exist for a chunk at a time."""
 
-    layout = None if place.whole() else place.spec(*LOGITS)
-
     def draw(_, numbered):
         number, (hidden_BkD,) = numbered
         logits_BkV = jax.lax.stop_gradient(unembed(hidden_BkD))
         noise = jax.random.fold_in(key, number)
+        layout = None if place.whole() else place.spec_of(logits_BkV.shape, *LOGITS)
         noise_BkV = jax.random.gumbel(noise, logits_BkV.shape, logits_BkV.dtype, out_sharding=layout)
         return None, jnp.argmax(logits_BkV + noise_BkV, axis=-1).astype(jnp.int32)
 
     chunks = cut(chunk, hidden_BKD)
     _, drawn_nBk = jax.lax.scan(draw, None, (jnp.arange(len(chunks[0])), chunks))
-    return join(drawn_nBk, hidden_BKD.shape[1])
+    return place.constrain(join(drawn_nBk, hidden_BKD.shape[1]), "batch", None)
 
 
 def put(inputs: Inputs, batch: Batch, values_BK: jax.Array) -> jax.Array:

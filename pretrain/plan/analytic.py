@@ -89,7 +89,7 @@ def _stored(config: RunConfig, devices: int) -> dict[str, int]:
 
     optimizer = make_optimizer(config, jnp.dtype("bfloat16"))
     mesh = meshes.abstract(config.mesh, devices)
-    with place.use(mesh, resolved(config.rules)):
+    with place.use(mesh, resolved(config.rules), config.mesh.schedule):
         state = abstract(config, optimizer, jnp.dtype("bfloat16"), mesh)
     batch = sum(math.prod(shape) * dtype.itemsize for shape, dtype in batch_shapes(config).values())
     return {

@@ -231,5 +231,4 @@ def _shape_of(on: str, chip: Chip, mark: str, count: int) -> tuple[int, ...]:
 
 def compiler_options(kind: str) -> dict[str, Any] | None:
     """Of a device by its `device_kind`; None where there are none."""
-    found = [dict(chip.compiler) for chip in TPUS if chip.kind == kind]
-    return (found and found[0]) or None
+    return next((dict(chip.compiler) for chip in TPUS if chip.kind == kind and chip.compiler), None)

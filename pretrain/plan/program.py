@@ -56,10 +56,10 @@ def lower(config: RunConfig, mesh):
     from pretrain.step import make_step
 
     rules = resolved(config.rules)
-    with place.use(mesh, rules):
+    with place.use(mesh, rules, config.mesh.schedule):
         dtype = compute_dtype(config)
     optimizer = make_optimizer(config, dtype)
-    with place.use(mesh, rules):
+    with place.use(mesh, rules, config.mesh.schedule):
         state = abstract(config, optimizer, dtype, mesh)
         arrays = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout(mesh, len(shape)))

@@ -42,7 +42,8 @@ def made(config: MoeConfig, seed: int = 0) -> Moe:
 
 @jax.jit
 def run(moe: Moe, x_BTD: jax.Array, segments_BT: jax.Array | None):
-    return moe(x_BTD, segments_BT)
+    y_BTD, load = moe(x_BTD, segments_BT)
+    return y_BTD, moe.losses(load)
 
 
 def inputs(rows: int = 2, length: int = 7) -> jax.Array:

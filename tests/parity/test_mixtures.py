@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from pretrain.models import convert, tree
 from pretrain.models.config import AheadConfig
-from pretrain.models.layers.moe import losses, route
+from pretrain.models.layers.moe import load, losses, route
 from pretrain.models.transformer import Inputs
 from tests.parity import zoo
 from tests.parity.zoo_decoders import built
@@ -118,7 +118,8 @@ def test_the_balance_loss_is_that_of_transformers_but_for_the_choices_it_counts(
     logits = np.random.default_rng(0).normal(size=(2, 7, moe.experts)).astype(np.float32)
     there = np.arange(7) < np.array([7, 4])[:, None]
     _, ids = route(router, jnp.asarray(logits), None)
-    found = losses(replace(moe, router=router), jnp.asarray(logits), ids, jnp.asarray(there), None)["balance"]
+    config = replace(moe, router=router)
+    found = losses(config, load(config, jnp.asarray(logits), ids, jnp.asarray(there)), None)["balance"]
     gate = (zoo.torch.from_numpy(logits.reshape(-1, moe.experts)),)
     mask = zoo.torch.from_numpy(there.astype(np.int64))
     expected = load_balancing_loss_func(gate, moe.experts, router.top_k, attention_mask=mask)
