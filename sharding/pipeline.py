@@ -9,8 +9,8 @@ Micro-batches wait in a queue that is spread over the stages, and outside of the
 their own, so that embeddings and losses are nobody's work twice.
 
 S = stages, q = micro-batches for each stage, M = S q of them, b = rows of one, v = rounds, R = pieces times periods.
-Item n = r M + m is micro-batch m in round r: stage s works on it in tick n + s, and after the last one it returns to the
-queue, to be read in tick n + M.
+Item n = r M + m is micro-batch m in round r: stage s works on it in tick n + s, and after the last one it goes back to
+the queue, to be read in tick n + M.
 """
 
 from collections.abc import Callable

@@ -15,6 +15,7 @@ VERBS = {
     "config": "list, show, diff or explain a config",
     "data": "prepare a corpus, show its numbers, decode any batch, find a passage's steps, audit a run",
     "tokenizer": "train a tokenizer, show what one does with a text, compare several",
+    "certify": "does every layout compute the same: a small model on every mesh of eight simulated devices",
     "plan": "does it fit, how fast is it, what would help: compiled for chips that are not here",
     "launch": "start a run on SLURM, GKE, TPU VMs or through SkyPilot",
     "train": "run or resume: the same command again continues",

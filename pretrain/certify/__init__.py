@@ -1,0 +1,1 @@
+"""Whether every layout of a run computes the same: see docs/certify.md."""
