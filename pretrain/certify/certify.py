@@ -1,6 +1,7 @@
 """Loss and gradients of one step on every mesh, beside those of one device."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from pretrain.plan.program import batch_shapes
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
 from pretrain.sharding.mesh import MeshConfig
+from pretrain.sharding.processes import start
 from pretrain.sharding.rules import resolved
 from pretrain.state import create, make_optimizer
 from pretrain.step import gradients
@@ -28,6 +30,14 @@ TOLERANCE = 1e-5
 """Relative difference that another order of sums in f32 leaves."""
 QUICKLY = {"xla_backend_optimization_level": 0}
 """Unoptimised code compiles several times faster, and the step is tiny."""
+
+
+def simulate() -> None:
+    """Eight devices of this CPU, where no process has chosen its devices yet."""
+    with suppress(RuntimeError):  # jax has its devices
+        start(None, DEVICES)
+    if jax.device_count() < DEVICES:
+        raise UserError(f"found {jax.device_count()} devices, expected {DEVICES}; run certify in a process of its own")
 
 
 def legal(config: RunConfig, devices: int = DEVICES) -> Iterator[MeshConfig]:

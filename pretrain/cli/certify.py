@@ -21,12 +21,11 @@ class Certify:
     overrides: arguments.Overrides = ()
 
     def __call__(self) -> None:
-        from pretrain.sharding.processes import start
-
         config = presets.overrides(presets.load_run(self.config), self.overrides, ("mesh",))
         chosen = [_mesh(words) for words in self.mesh] or None
-        start(None, 8)
-        from pretrain.certify.certify import TOLERANCE, certify
+        from pretrain.certify.certify import TOLERANCE, certify, simulate
+
+        simulate()
 
         def tell(row: dict) -> None:
             if not self.json:

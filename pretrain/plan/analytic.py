@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pretrain.config import RunConfig
 from pretrain.models import accounting
-from pretrain.models.config import AttentionConfig, BlockConfig, Remat, StackConfig
+from pretrain.models.config import AttentionConfig, BlockConfig, MoeConfig, Remat, StackConfig
 from pretrain.plan.chips import Slice
 from pretrain.sharding.rules import resolved
 
@@ -59,6 +59,8 @@ class Work:
     """With what rematerialisation computes again."""
     sent: float
     """Bytes over the links."""
+    waiting: float = 1.0
+    """Time of the computation for each second of work: more than 1 in a pipeline."""
     touched: float
     """Bytes of parameters, gradients and optimizer state that the update moves through memory."""
 
@@ -128,7 +130,7 @@ def _period_parameters(config: RunConfig) -> int:
 
 def _scores(config: RunConfig, devices: int, rows: int) -> int:
     """Of the layers that keep their attention scores at the same time."""
-    T, parts = config.data.sequence_length, shards(config, devices, "batch", "kv_heads")
+    T, parts = config.data.sequence_length, shards(config, devices, "batch", "length", "kv_heads")
     heads = max(
         sum(b.mixer.heads + (b.cross.heads if b.cross else 0) for b in (s.pattern if s.remat else s.blocks))
         for s in _stacks(config)
@@ -155,6 +157,7 @@ def work(config: RunConfig, devices: int, parts: dict[str, int]) -> Work:
         model_flops=useful,
         flops=useful + again * per_stack / devices,
         sent=_sent(config, devices),
+        waiting=_waiting(config, devices),
         touched=2 * (parts["parameters"] + parts["optimizer"]) + 2 * parts["parameters"],
     )
 
@@ -177,21 +180,50 @@ def _again(block: BlockConfig, remat: Remat | None, config: RunConfig) -> float:
 
 def _sent(config: RunConfig, devices: int) -> float:
     """Bytes that leave a device: weights gathered forwards and backwards, gradients summed, activations of tensor
-    parallelism between blocks."""
+    parallelism between blocks; keys and values of shared rows, tokens to experts, micro-batches to the next stage."""
     sizes, total = config.mesh.shape(devices), accounting.parameters(config.model).total
+    rules, again = resolved(config.rules), config.batch.accumulate
     ring = {axis: (n - 1) / n for axis, n in sizes.items()}
-    whole = total / sizes["tensor"] if "kv_heads" in resolved(config.rules).used else total
-    layers = sum(len(s.blocks) for s in _stacks(config))
-    sent = 0.0
-    if "embed" in resolved(config.rules).stored:
-        sent += config.batch.accumulate * ring["fsdp"] * whole * 2 * (2 + 2)
+    whole = total / sizes["tensor"] if "kv_heads" in rules.used else total
+    whole /= sizes["stage"]
+    parts = math.prod(sizes[m] for m in rules.stored.get("embed", ()))
+    copies = math.prod(sizes[m] for m in ("data", "expert") if m in rules.used.get("batch", ()))
+    if parts > 1:
+        sent = again * (parts - 1) / parts * whole * 2 * (2 + 2)
     else:
-        sent += config.batch.accumulate * ring["fsdp"] * whole * 4 * 2
-    sent += config.batch.accumulate * ring["data"] * 2 * 4 * whole / sizes["fsdp"]
-    streams = (
-        config.batch.rows * config.data.sequence_length * config.model.d_model * 2 / shards(config, devices, "batch")
-    )
-    return sent + ring["tensor"] * streams * layers * 12
+        sent = again * ring["fsdp"] * whole * 4 * 2
+    sent += again * (copies - 1) / copies * 2 * 4 * whole / sizes["fsdp"]
+    tokens = config.batch.rows * config.data.sequence_length / shards(config, devices, "batch", "length")
+    blocks = [b for s in _stacks(config) for b in s.blocks]
+    sent += ring["tensor"] * tokens * sizes["context"] * config.model.d_model * 2 * len(blocks) * 12
+    return sent + sum(_exchanged(b, config, sizes, tokens) for b in blocks) + _passed(config, sizes, tokens)
+
+
+def _exchanged(block: BlockConfig, config: RunConfig, sizes, tokens: float) -> float:
+    """Of one block: keys and values twice, their gradients once in f32; places for tokens at other experts, filled or
+    not, four times."""
+    tensors, sent = accounting.tensors(block, config.model.d_model), 0.0
+    if (context := sizes["context"]) > 1:
+        sent += (context - 1) * tokens * (tensors["key"] + tensors["value"]) / sizes["tensor"] * (2 + 2 + 4)
+    if (expert := sizes["expert"]) > 1 and isinstance(block.mlp, MoeConfig):
+        places = min(block.mlp.router.top_k, block.mlp.experts // expert)
+        sent += 4 * (expert - 1) * places * tokens * config.model.d_model * 2
+    return sent
+
+
+def _passed(config: RunConfig, sizes, tokens: float) -> float:
+    """Of a pipeline: a stage's result and the queue move on, forwards and backwards, in every round."""
+    if sizes["stage"] == 1:
+        return 0.0
+    rows = tokens * sizes["stage"] * config.model.d_model * 2
+    return 4 * config.mesh.rounds * rows * len(_stacks(config)) / (sizes["tensor"] if config.rules == "fsdp_tp" else 1)
+
+
+def _waiting(config: RunConfig, devices: int) -> float:
+    """Ticks of a pipeline for each tick of work: stages wait until the first micro-batch reaches them."""
+    stages = config.mesh.shape(devices)["stage"]
+    items = stages * config.mesh.micro * config.mesh.rounds
+    return (items + stages - 1) / items
 
 
 def link_bandwidth(on: Slice) -> float:
@@ -205,10 +237,14 @@ def link_bandwidth(on: Slice) -> float:
 def seconds(w: Work, on: Slice) -> tuple[float, float, float]:
     """Low, likely and high of one step."""
     compute, network, update = parts_of(w, on)
-    low = max(w.flops / on.chip.peak, network, update)
+    low = max(w.waiting * w.flops / on.chip.peak, network, update)
     return low, compute + update + EXPOSED * network, compute / 0.8 + update + network
 
 
 def parts_of(w: Work, on: Slice) -> tuple[float, float, float]:
     """Seconds of computation, of the links and of the update's memory traffic."""
-    return w.flops / (on.chip.peak * EFFICIENCY), w.sent / link_bandwidth(on), w.touched / on.chip.memory_bandwidth
+    return (
+        w.waiting * w.flops / (on.chip.peak * EFFICIENCY),
+        w.sent / link_bandwidth(on),
+        w.touched / on.chip.memory_bandwidth,
+    )

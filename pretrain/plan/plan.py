@@ -246,12 +246,15 @@ def legal(config: RunConfig, on: Slice) -> bool:
 
 def meshes(config: RunConfig, on: Slice) -> list[RunConfig]:
     """Fully sharded, alone, with tensor parallelism, with copies."""
-    out = []
+    out, m = [], config.mesh
+    kept = m.context * m.expert * m.stage * m.dcn_data
+    if kept < 1:  # one of them takes what remains
+        return [config]
     for tensor in (1, 2, 4, 8):
         for data in (1, 2, 4):
-            if on.devices % (tensor * data):
+            if on.devices % (tensor * data * kept):
                 continue
-            mesh = replace(config.mesh, data=data, fsdp=on.devices // (tensor * data), tensor=tensor)
+            mesh = replace(m, data=data, fsdp=on.devices // (tensor * data * kept), tensor=tensor)
             rules = "fsdp_tp" if tensor > 1 else "fsdp"
             same = config.mesh.shape(on.devices) == mesh.shape(on.devices) and rules == config.rules
             out.append(config if same else replace(config, mesh=mesh, rules=rules))

@@ -1,8 +1,9 @@
-"""Two processes that train together are one run."""
+"""Processes that train together are one run."""
 
 import socket
 
 import numpy as np
+import pytest
 
 from tests.train import tiny
 
@@ -25,4 +26,18 @@ def test_two_processes_give_the_batches_and_losses_of_one(corpus, tmp_path):
     a, b = tiny.lines(one), tiny.lines(two)
     assert [line["batch_hash"] for line in a] == [line["batch_hash"] for line in b]
     assert [line["step"] for line in b] == list(range(1, 9))
+    np.testing.assert_allclose([x["loss"] for x in a], [x["loss"] for x in b], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_four_processes_with_stages_and_tensor_parallelism_give_the_batches_and_losses_of_one(corpus, tmp_path):
+    one, four = tmp_path / "one", tmp_path / "four"
+    layout = ("steps=4", "simulate=8", "fsdp=2", "tensor=2", "stage=2", "rules=fsdp_tp")
+    tiny.finish(tiny.start(corpus, one, *layout))
+    address = f"coordinator=127.0.0.1:{free_port()}"
+    together = [tiny.start(corpus, four, *layout, address, "count=4", f"process={index}") for index in range(4)]
+    for process in together:
+        tiny.finish(process)
+    a, b = tiny.lines(one), tiny.lines(four)
+    assert [line["batch_hash"] for line in a] == [line["batch_hash"] for line in b]
     np.testing.assert_allclose([x["loss"] for x in a], [x["loss"] for x in b], rtol=1e-5)

@@ -14,6 +14,7 @@ from pretrain.health.config import HealthConfig
 from pretrain.metrics.sinks import read_lines
 from pretrain.objectives.config import LossConfig, NextToken
 from pretrain.optimizer.config import Constant, OptimizerConfig
+from pretrain.sharding.axes import MESH_AXES
 from pretrain.sharding.mesh import MeshConfig
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +74,8 @@ def main() -> None:
     if "process" in given:
         processes = Processes(coordinator=given["coordinator"], count=int(given["count"]), index=int(given["process"]))
     changes: dict = {"steps": int(given.get("steps", 30)), "simulate": int(given.get("simulate", 1))}
-    mesh = MeshConfig(**{k: int(given[k]) for k in ("data", "fsdp", "tensor") if k in given})
-    changes["mesh"] = mesh if any(k in given for k in ("data", "fsdp", "tensor")) else MeshConfig(fsdp=-1)
+    sizes = {k: int(given[k]) for k in MESH_AXES if k in given}
+    changes["mesh"] = MeshConfig(**sizes) if sizes else MeshConfig(fsdp=-1)
     changes["rules"] = given.get("rules", "fsdp")
     if "hang" in given:
         changes["health"] = HealthConfig(hang_seconds=float(given["hang"]))
