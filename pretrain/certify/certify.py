@@ -11,8 +11,9 @@ import numpy as np
 
 from pretrain.certify.shrink import shrunk
 from pretrain.config import RunConfig
-from pretrain.errors import UserError
+from pretrain.errors import UserError, check
 from pretrain.feed import Feed
+from pretrain.mesh_checks import mesh_problems
 from pretrain.models import tree
 from pretrain.objectives.build import build
 from pretrain.plan.program import batch_shapes
@@ -46,11 +47,8 @@ def legal(config: RunConfig, devices: int = DEVICES) -> Iterator[MeshConfig]:
         named = dict(zip(AXES, sizes))
         for attention in ("gather", "ring") if named["context"] > 1 else ("gather",):
             mesh = MeshConfig(**named, attention=attention)
-            try:
-                replace(config, mesh=mesh, rules="fsdp_tp").check(devices)
-            except UserError:
-                continue
-            yield mesh
+            if not mesh_problems(replace(config, mesh=mesh, rules="fsdp_tp"), devices):
+                yield mesh
 
 
 def _factors(n: int, parts: int) -> Iterator[tuple[int, ...]]:
@@ -64,11 +62,12 @@ def _factors(n: int, parts: int) -> Iterator[tuple[int, ...]]:
 def certify(config: RunConfig, chosen: list[MeshConfig] | None, tell: Callable[[dict[str, Any]], None]) -> list[dict]:
     """One row a mesh, told as soon as it is known: largest relative differences, and where."""
     small = replace(shrunk(config), rules="fsdp_tp", evals=replace(config.evals, translations=0))
-    small.check()
+    check(small.model)
     wanted, want = step(replace(small, rules="dp"), MeshConfig(fsdp=1), 1)
     rows = []
     for mesh in legal(small) if chosen is None else chosen:
-        replace(small, mesh=mesh).check(DEVICES)
+        if found := mesh_problems(replace(small, mesh=mesh), DEVICES):
+            raise UserError(*found)
         grads, loss = step(small, mesh, DEVICES)
         apart = {name: distance(grads[name], wanted[name]) for name in wanted}
         worst = max(apart, key=lambda name: (not np.isfinite(apart[name]), apart[name]))

@@ -7,6 +7,7 @@ from typing import Any
 from pretrain.config import BatchConfig, RunConfig
 from pretrain.models.config import (
     AttentionConfig,
+    BlockConfig,
     EmbedConfig,
     GeneratorConfig,
     LearnedPositions,
@@ -14,8 +15,8 @@ from pretrain.models.config import (
     MlpConfig,
     MoeConfig,
     Remat,
-    RouterConfig,
     StackConfig,
+    TaskConfig,
     TransformerConfig,
 )
 
@@ -82,11 +83,12 @@ def _stack(c: StackConfig, _: float) -> StackConfig:
 
 _SMALL: dict[type, Any] = {
     AttentionConfig: _attention,
+    BlockConfig: lambda c, _: replace(c, dropout=0.0),
+    TaskConfig: lambda c, _: replace(c, dropout=0.0),
     MlaConfig: _latent,
     MlpConfig: lambda c, _: replace(c, d_ff=WIDE),
     MoeConfig: _mixture,
     StackConfig: _stack,
-    RouterConfig: lambda c, _: c,
     EmbedConfig: lambda c, _: replace(c, width=None if c.width is None else NARROW, dropout=0.0),
     LearnedPositions: lambda c, _: replace(c, length=2 * LENGTH),
     GeneratorConfig: lambda c, _: replace(c, d_model=NARROW),
