@@ -146,7 +146,8 @@ def _speed(
     if "program" not in facts:
         return 0.0, 0.0, 0.0, {}
     program, clock = facts["program"], on.chip.clock or 1.0
-    kernels = program["kernel_flops"] / (on.chip.peak * KERNEL_EFFICIENCY)
+    unsaid = max(0.0, work.flops - program["flops"]) if program["kernels"] else 0.0  # kernels rarely say what they do
+    kernels = max(program["kernel_flops"], unsaid) / (on.chip.peak * KERNEL_EFFICIENCY)
     compute = program["cycles"] / clock + kernels
     wire = {hides: 0.0 for hides in (True, False)}
     for c in program["collectives"]:
