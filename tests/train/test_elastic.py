@@ -30,6 +30,7 @@ def test_the_first_start_and_a_batch_that_cannot_be_cut_stay_as_given():
     assert adapted(given(30, fsdp=1, data=-1), 2, 4) == (given(30, fsdp=1, data=-1), [])
 
 
+@pytest.mark.slow
 def test_four_devices_then_two_then_four_give_the_losses_of_four(corpus, tmp_path):
     calm, run = tmp_path / "calm", tmp_path / "run"
     tiny.finish(tiny.start(corpus, calm, "steps=12", "simulate=4"))
