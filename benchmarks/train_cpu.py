@@ -32,7 +32,8 @@ def tokens():
     return np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH + 1), dtype=np.int32)
 
 
-def ours() -> Callable[[], object]:
+def program():
+    """(compiled step, state, batch on the device) of W1, as `pretrain train` has them."""
     from pretrain.sharding.processes import keep_memory
 
     keep_memory()  # as `pretrain train` does, before jax
@@ -71,13 +72,18 @@ def ours() -> Callable[[], object]:
     with place.use(mesh, place.NOWHERE):
         optimizer = make_optimizer(config, np.float32)
         state = create(config, optimizer, np.float32, mesh)
-        step = jax.jit(make_step(build(config.objective), optimizer, 1), donate_argnums=0)
+        step = jax.jit(make_step(build(config.objective), optimizer, 1, config.health), donate_argnums=0)
         feed = Feed(mesh, BATCH)
         compiled = step.lower(state, feed.on_device(batch)).compile()
+    return compiled, state, lambda: feed.on_device(batch)
+
+
+def ours() -> Callable[[], object]:
+    compiled, state, batch = program()
 
     def run() -> float:
         nonlocal state
-        state, metrics = compiled(state, feed.on_device(batch))
+        state, metrics = compiled(state, batch())
         return float(metrics["loss"])
 
     return run
