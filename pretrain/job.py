@@ -135,7 +135,7 @@ def train(
             mesh=mesh,
             train=train_split,
             tokenizer=tokenizer,
-            pipeline=_pipeline(config, train_split, rows),
+            pipeline=pipeline(config, train_split, rows),
             feed=feed,
             evaluator=Evaluator(config, objective, rows, validation, feed),
             translator=Translator.of(config, tokenizer, validation),
@@ -143,7 +143,7 @@ def train(
             recorder=Recorder(run, tensorboard=config.log.tensorboard, active=speaks),
             flops_per_token=_flops_per_token(config),
             objective=objective,
-            fresh=lambda: _fresh(config, optimizer, dtype, mesh)[0],
+            fresh=lambda: fresh(config, optimizer, dtype, mesh)[0],
             started=started,
         )
         _tell(job, speaks, progress.step, notes)
@@ -244,10 +244,10 @@ def _data(config: RunConfig, run: epath.Path, first: bool) -> tuple[Split | Stre
     return train_split, validation, tokenizer
 
 
-def _pipeline(config: RunConfig, split: Split | Stream, rows: Transform) -> Pipeline | Streamed:
-    pipeline = pipeline_of(split, rows, config.data, config.batch.rows)
-    pipeline.require(config.steps)
-    return pipeline
+def pipeline(config: RunConfig, split: Split | Stream, rows: Transform) -> Pipeline | Streamed:
+    made = pipeline_of(split, rows, config.data, config.batch.rows)
+    made.require(config.steps)
+    return made
 
 
 def _flops_per_token(config: RunConfig) -> float:
@@ -279,16 +279,16 @@ def _state(config: RunConfig, run: epath.Path, optimizer, dtype, mesh) -> tuple[
     """Of the newest checkpoint that is whole, or fresh; what is wrong with a fresh one is found before anything is
     written."""
     folder = run / "checkpoints"
-    fresh = None if folder.exists() else _fresh(config, optimizer, dtype, mesh)
+    begun = None if folder.exists() else fresh(config, optimizer, dtype, mesh)
     checkpoints = Checkpoints(folder, config.checkpoint, runs.origin(config))
-    if fresh is None and (found := checkpoints.resume(abstract(config, optimizer, dtype, mesh))):
+    if begun is None and (found := checkpoints.resume(abstract(config, optimizer, dtype, mesh))):
         return checkpoints, *found
-    state, parent = fresh or _fresh(config, optimizer, dtype, mesh)
+    state, parent = begun or fresh(config, optimizer, dtype, mesh)
     checkpoints.origin["parent"] = parent
     return checkpoints, state, Progress(step=0, tokens=0)
 
 
-def _fresh(config: RunConfig, optimizer, dtype, mesh) -> tuple[TrainState, dict[str, Any] | None]:
+def fresh(config: RunConfig, optimizer, dtype, mesh) -> tuple[TrainState, dict[str, Any] | None]:
     """A state before its first step, and where its parameters came from."""
     state = create(config, optimizer, dtype, mesh)
     if config.start_from is None:

@@ -19,6 +19,7 @@ VERBS = {
     "plan": "does it fit, how fast is it, what would help: compiled for chips that are not here",
     "launch": "start a run on SLURM, GKE, TPU VMs or through SkyPilot",
     "train": "run or resume: the same command again continues",
+    "replay": "compute steps of a run again and hold them against its log",
     "evaluate": "loss, perplexity and bits per byte of a run",
     "generate": "continue a prompt, answer a source, fill masks",
     "chat": "continue a text in the terminal, line by line",
