@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from pretrain.checkpoint import manager
+from pretrain.checkpoint import manifest
 from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig
 from pretrain.errors import CheckFailed
 from pretrain.feed import Feed
@@ -135,7 +135,7 @@ def test_warn_writes_an_event_and_stop_stops_before_the_spike_is_saved(train, sp
     assert [e["step"] for e in events(tmp_path / "warn", "spike")] == [SPIKE]
     with pytest.raises(CheckFailed, match=f"sigmas.* at step {SPIKE}; leave its batch out"):
         train(tmp_path / "stop", steps=12, health=HealthConfig(policy=Stop(), **HEALTH), **QUIET)
-    assert (manager.latest(epath.Path(tmp_path / "stop" / "checkpoints")) or 0) < SPIKE
+    assert (manifest.latest(epath.Path(tmp_path / "stop" / "checkpoints")) or 0) < SPIKE
 
 
 def test_a_rewind_leaves_batches_out_and_a_resume_leaves_out_the_same_ones(train, spoil, tmp_path, monkeypatch):
