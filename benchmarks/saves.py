@@ -17,62 +17,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.sides import VOCABULARY, w1
+from benchmarks.train_cpu import program
 
-BATCH, LENGTH, EVERY = 16, 256, 50
-
-
-def config_and_batch():
-    import numpy as np
-
-    from pretrain.config import BatchConfig, RunConfig
-    from pretrain.data.config import CorpusConfig, DataConfig, StandardLibrary
-    from pretrain.optimizer.config import Constant, OptimizerConfig
-
-    config = RunConfig(
-        model=w1(),
-        data=DataConfig(corpus=CorpusConfig(source=StandardLibrary()), sequence_length=LENGTH),
-        optimizer=OptimizerConfig(peak_lr=3e-4, schedule=Constant(warmup_steps=0)),
-        batch=BatchConfig(rows=BATCH),
-        steps=1000,
-    )
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH + 1), dtype=np.int32)
-    batch = {
-        "tokens": ids[:, :-1],
-        "targets": ids[:, 1:],
-        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (BATCH, LENGTH)),
-        "segments": np.ones((BATCH, LENGTH), np.int32),
-        "weights": np.ones((BATCH, LENGTH), np.float32),
-    }
-    return config, batch
+EVERY = 50
 
 
 def measure(steps: int, repeats: int) -> dict[str, list[float]]:
     """Seconds by what was timed, the first of each with its compilation; and the bytes of the state."""
-    import jax
-    import numpy as np
     from etils import epath
 
     from pretrain.checkpoint import layout
     from pretrain.checkpoint.manager import Checkpoints
     from pretrain.checkpoint.manifest import Progress
     from pretrain.config import CheckpointConfig
-    from pretrain.feed import Feed
-    from pretrain.objectives.build import build
-    from pretrain.sharding import fingerprint, place
-    from pretrain.sharding import mesh as meshes
-    from pretrain.sharding.mesh import MeshConfig
-    from pretrain.state import create, make_optimizer
-    from pretrain.step import make_step
+    from pretrain.sharding import fingerprint
 
-    config, batch = config_and_batch()
-    mesh = meshes.build(MeshConfig())
-    with place.use(mesh, place.NOWHERE), tempfile.TemporaryDirectory() as folder:
-        optimizer = make_optimizer(config, np.dtype(np.float32))
-        state = create(config, optimizer, np.dtype(np.float32), mesh)
-        step, feed = jax.jit(make_step(build(config.objective), optimizer, 1), donate_argnums=0), Feed(mesh, BATCH)
+    step, state, batch = program()
+    with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(epath.Path(folder), CheckpointConfig())
-        on_device, alone, beside, stood, prints = feed.on_device(batch), [], [], [], []
+        alone, beside, stood, prints = [], [], [], []
         for number in range(repeats + 1):  # the first compiles
             for times, saves in ((alone, False), (beside, True)):
                 began = time.perf_counter()
@@ -80,7 +43,7 @@ def measure(steps: int, repeats: int) -> dict[str, list[float]]:
                     checkpoints.save(state, Progress(step=number + 1, tokens=0), None)
                     stood.append(time.perf_counter() - began)
                 for _ in range(steps):
-                    state, metrics = step(state, on_device)
+                    state, metrics = step(state, batch())
                     float(metrics["loss"])
                 checkpoints.wait()
                 times.append(time.perf_counter() - began)
@@ -97,9 +60,6 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    from pretrain.sharding.processes import keep_memory
-
-    keep_memory()
     found = measure(options.steps, options.repeats)
     save = statistics.median(b - a for a, b in zip(found["alone"][1:], found["beside"][1:]))
     seconds = statistics.median(found["alone"][1:]) / options.steps

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from pretrain.config import RunConfig
+from pretrain.mesh_checks import row_pieces
 
 
 def device_rows(config: RunConfig, devices: int) -> int:
     """Rows of one micro-batch on one device."""
-    return config.batch.rows // config.batch.accumulate // _shards(config, devices)
+    return config.batch.rows // config.batch.accumulate // row_pieces(config, devices)
 
 
 def adapted(config: RunConfig, fitted: int | None, devices: int) -> tuple[RunConfig, list[str]]:
@@ -16,7 +17,7 @@ def adapted(config: RunConfig, fitted: int | None, devices: int) -> tuple[RunCon
     Args:
         fitted: Rows of a micro-batch on one device that the run began with; None: it begins now.
     """
-    rows, given, shards = config.batch.rows, config.batch.accumulate, _shards(config, devices)
+    rows, given, shards = config.batch.rows, config.batch.accumulate, row_pieces(config, devices)
     if fitted is None or rows // given <= fitted * shards:
         return config, []
     for accumulate in range(given, rows + 1):
@@ -27,8 +28,3 @@ def adapted(config: RunConfig, fitted: int | None, devices: int) -> tuple[RunCon
             )
             return replace(config, batch=replace(config.batch, accumulate=accumulate)), [note]
     return config, []
-
-
-def _shards(config: RunConfig, devices: int) -> int:
-    shape = config.mesh.shape(devices)
-    return shape["data"] * shape["fsdp"]

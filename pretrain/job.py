@@ -116,7 +116,7 @@ def train(
         return facts
     start(processes, config.simulate)
     cache_compilations()
-    computed, fitted, adaptations = _on_devices(config, old, run)
+    computed, fitted, adaptations = on_devices(config, old, run)
     notes += adaptations
     mesh = meshes.build(config.mesh)
     with _writable(run), place.use(mesh, resolved(config.rules), config.mesh.schedule):
@@ -154,7 +154,7 @@ def train(
             job.recorder.close()
 
 
-def _on_devices(config: RunConfig, old: RunConfig | None, run: epath.Path) -> tuple[RunConfig, int, list[str]]:
+def on_devices(config: RunConfig, old: RunConfig | None, run: epath.Path) -> tuple[RunConfig, int, list[str]]:
     """What is computed on the devices that are there, rows of a micro-batch that fit one, and what had to change."""
     devices = jax.device_count()
     fitted = (runs.read(run) or {}).get("device_rows") if old and old.batch == config.batch else None

@@ -15,7 +15,7 @@ Sizes = dict[str, int]
 
 def mesh_problems(config: "RunConfig", devices: int) -> list[str]:
     """What stands against this mesh. Raises UserError when its sizes do not multiply to the devices."""
-    sizes: Sizes = {str(axis): n for axis, n in config.mesh.shape(devices).items()}
+    sizes = _sizes(config, devices)
     rules = resolved(config.rules)
     return [
         *_translations(config, devices),
@@ -41,10 +41,24 @@ def _cut(table: Table, axis: str, sizes: Sizes) -> tuple[str, int]:
     return " x ".join(axes), prod(sizes[m] for m in axes)
 
 
-def _rows(config: "RunConfig", sizes: Sizes, rules: AxisRules) -> Iterator[str]:
+def row_pieces(config: "RunConfig", devices: int) -> int:
+    """Into how many equal pieces the rows of a micro-batch are cut: between devices, and by a pipeline."""
+    return _pieces(config, _sizes(config, devices), resolved(config.rules))[1]
+
+
+def _sizes(config: "RunConfig", devices: int) -> Sizes:
+    return {str(axis): n for axis, n in config.mesh.shape(devices).items()}
+
+
+def _pieces(config: "RunConfig", sizes: Sizes, rules: AxisRules) -> tuple[str, int]:
     axes, shards = _cut(rules.used, "batch", sizes)
     if _cut(rules.stored, "layers", sizes)[1] > 1 and config.mesh.micro > 1:
-        axes, shards = f"{axes} x micro", shards * config.mesh.micro
+        return f"{axes} x micro", shards * config.mesh.micro
+    return axes, shards
+
+
+def _rows(config: "RunConfig", sizes: Sizes, rules: AxisRules) -> Iterator[str]:
+    axes, shards = _pieces(config, sizes, rules)
     rows = config.batch.rows // config.batch.accumulate
     if rows % shards:
         near = sorted({max(1, rows // shards) * shards, (rows // shards + 1) * shards})

@@ -10,7 +10,7 @@ from etils import epath
 
 from pretrain import job
 from pretrain import run as runs
-from pretrain.checkpoint import layout, manifest, reading
+from pretrain.checkpoint import manifest, reading
 from pretrain.config import RunConfig
 from pretrain.data.corpus import open_corpus
 from pretrain.errors import UserError
@@ -19,8 +19,8 @@ from pretrain.health import spikes, triage
 from pretrain.metrics.sinks import read_lines
 from pretrain.objectives.build import build
 from pretrain.objectives.transforms import rows_of
-from pretrain.sharding import fingerprint, place
 from pretrain.sharding import mesh as meshes
+from pretrain.sharding import place
 from pretrain.sharding.processes import start
 from pretrain.sharding.rules import resolved
 from pretrain.state import TrainState, abstract, make_optimizer
@@ -41,23 +41,23 @@ def replay(run: epath.Path, step: int) -> dict[str, Any]:
     logged = _logged(run, step)
     start(None, config.simulate)
     job.cache_compilations()
-    config.check(jax.device_count())
+    computed, _, _ = job.on_devices(config, config, run)
     mesh = meshes.build(config.mesh)
     with place.use(mesh, resolved(config.rules), config.mesh.schedule):
         feed, objective = Feed(mesh, config.batch.rows), build(config.objective)
-        begin, state, compute = _begin(config, run, step, mesh, objective)
+        begin, state, compute = _begin(computed, run, step, mesh, objective)
         out = {"run": str(run), "step": step, "from": begin, "compared": 0, "differences": []}
         first = None
         for at, batch in zip(range(begin + 1, step + 1), _batches(config, run, feed, begin, step)):
             on_device = feed.on_device(batch)
             state, metrics = compute(at)(state, on_device)
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            values: Line = {name: float(value) for name, value in jax.device_get(metrics).items()}
             values["batch_hash"] = feed.hash(batch)
             if at in logged:
                 out["compared"] += 1
                 out["differences"] += [[at, *found] for found in _differences(logged[at], values)]
         if not math.isfinite(values.get("loss", 0.0)):  # such a step left the state as it was
-            first = triage.examine(objective, state, on_device, config.batch.accumulate)
+            first = triage.examine(objective, state, on_device, computed.batch.accumulate)
         return {**out, "first": first and str(first), "values": values}
 
 
@@ -84,7 +84,7 @@ def _begin(config: RunConfig, run: epath.Path, step: int, mesh, objective):
 def _restored(step: epath.Path, shapes: TrainState) -> TrainState:
     facts = manifest.read(step)
     state = reading.restore(step, facts, shapes)
-    if bad := reading.damaged(facts, fingerprint.whole(layout.flatten(state))):
+    if bad := reading.altered(facts, state):
         raise UserError(f"{step}: {reading.listed(bad)} are not as they were saved; pretrain doctor shows the others")
     return state
 

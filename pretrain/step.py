@@ -23,7 +23,7 @@ def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     accumulate: int,
-    health: HealthConfig = HealthConfig(),  # noqa: B008  a frozen value
+    health: HealthConfig,
 ) -> Step:
     """A pure function to be jitted with the state donated.
 

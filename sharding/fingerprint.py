@@ -21,10 +21,9 @@ Arrays = Mapping[str, jax.Array]
 def parts(arrays: Arrays) -> jax.Array:
     """uint32 [devices, arrays], whole on every device: of the part that each device of the mesh in use holds.
 
-    Arrays in the order of their names, devices in that of the mesh. Every process of the mesh must call it. Random keys
-    count as their integers.
+    Arrays in the order of their names, devices in that of the mesh. Every process of the mesh must call it.
     """
-    return _parts([_plain(arrays[name]) for name in sorted(arrays)])
+    return _parts([arrays[name] for name in sorted(arrays)])
 
 
 def replicas(array: jax.Array | jax.ShapeDtypeStruct) -> list[list[int]]:
@@ -112,10 +111,6 @@ def _mixed(bits, place, u):
 
 def _iota(x: jax.Array, dimension: int) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.uint32, x.shape, dimension)
-
-
-def _plain(x: jax.Array) -> jax.Array:
-    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -16,14 +16,14 @@ def flatten(state: Any) -> Arrays:
     out = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = "/".join(word(k) for k in path)
-        out[name.removesuffix("/value")] = _data(leaf)
+        out[name.removesuffix("/value")] = integers(leaf)
     return out
 
 
 def unflatten(abstract: Any, nested: dict[str, Any]) -> Any:
     arrays = unnest(nested)
     structure, leaves = jax.tree.structure(abstract), jax.tree.leaves(abstract)
-    restored = [_key(leaf, arrays[name]) for leaf, name in zip(leaves, flatten(abstract))]
+    restored = [typed(leaf, arrays[name]) for leaf, name in zip(leaves, flatten(abstract))]
     return jax.tree.unflatten(structure, restored)
 
 
@@ -68,7 +68,8 @@ def require_same(stored: dict[str, list], wanted: dict[str, list], where: str) -
         raise UserError(*(f"{where}: {line}; restore it with the config that wrote it" for line in shown))
 
 
-def _data(leaf: Any) -> Any:
+def integers(leaf: Any) -> Any:
+    """A random key as its integers, anything else as it is."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -77,5 +78,6 @@ def _data(leaf: Any) -> Any:
     return jax.random.key_data(leaf)
 
 
-def _key(leaf: Any, array: jax.Array) -> jax.Array:
+def typed(leaf: Any, array: jax.Array) -> jax.Array:
+    """`array` as a random key where `leaf` is one: what `integers` did, undone."""
     return jax.random.wrap_key_data(array) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else array

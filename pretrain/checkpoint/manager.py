@@ -294,7 +294,7 @@ class Checkpoints:
         if not _everywhere(not problem):
             return None, None, problem
         assert facts is not None
-        if bad := reading.damaged(facts, fingerprint.whole(layout.flatten(state))):
+        if bad := reading.altered(facts, state):
             return None, None, reading.listed(bad)
         return state, facts, ""
 

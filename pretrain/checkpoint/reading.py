@@ -32,6 +32,11 @@ def described(facts: Manifest) -> dict[str, list]:
     return {name: [shape, dtype] for name, (shape, dtype, _) in facts.arrays.items()}
 
 
+def altered(facts: Manifest, state: Any) -> list[str]:
+    """Names of the arrays of a whole state whose bits are not those that were saved. Every process must call it."""
+    return damaged(facts, fingerprint.whole(layout.flatten(state)))
+
+
 def damaged(facts: Manifest, found: Mapping[str, int]) -> list[str]:
     """Names of the arrays whose bits are not those that were saved."""
     return [name for name, value in found.items() if facts.arrays[name][2] != value]

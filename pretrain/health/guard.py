@@ -116,8 +116,8 @@ class _Copy:
     """A state in this host's memory, from which it can be put back any number of times."""
 
     def __init__(self, state: TrainState):
-        leaves, self._structure = jax.tree.flatten(jax.tree.map(_data, state))
-        self._typed = jax.tree.map(lambda x: jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key), state)
+        leaves, self._structure = jax.tree.flatten(jax.tree.map(layout.integers, state))
+        self._typed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         self._arrays = [
             (x.shape, x.sharding, [(s.device, np.array(s.data)) for s in x.addressable_shards]) for x in leaves
         ]
@@ -128,11 +128,7 @@ class _Copy:
             for shape, sharding, shards in self._arrays
         ]
         data = jax.tree.unflatten(self._structure, leaves)
-        return jax.tree.map(lambda typed, x: jax.random.wrap_key_data(x) if typed else x, self._typed, data)
-
-
-def _data(x: jax.Array) -> jax.Array:
-    return jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        return jax.tree.map(layout.typed, self._typed, data)
 
 
 def _bits(x: Any) -> bytes:

@@ -59,7 +59,7 @@ class World:
         with self.use():
             self.optimizer = make_optimizer(self.config, np.float32)
             self.feed = Feed(self.mesh, ROWS)
-            step = make_step(build(self.config.objective), self.optimizer, accumulate)
+            step = make_step(build(self.config.objective), self.optimizer, accumulate, self.config.health)
             self.step = jax.jit(step)
             self.state = create(self.config, self.optimizer, np.float32, self.mesh)
 

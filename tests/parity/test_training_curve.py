@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from pretrain.health.config import HealthConfig
 from pretrain.models import convert, tree
 from pretrain.models.transformer import Inputs
 from pretrain.objectives.batch import Batch
@@ -70,7 +71,8 @@ def our_losses(model, schedule: str, accumulate: int) -> np.ndarray:
     config = OptimizerConfig(kind=kind, schedule=SCHEDULES[schedule], peak_lr=RATE, weight_decay=DECAY, clip_norm=CLIP)
     optimizer = build(config, tree.names(model), tree.matrix_axes(model), STEPS)
     objective = build_objective(NextToken(loss=LossConfig(chunk=7)))
-    step = jax.jit(make_step(objective, optimizer, accumulate), compiler_options={"xla_backend_optimization_level": 0})
+    step = make_step(objective, optimizer, accumulate, HealthConfig())
+    step = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
     state = TrainState(step=jnp.int32(0), model=model, optimizer=optimizer.init(model), key=jax.random.key(0))
     losses = []
     for rows in batches():

@@ -25,6 +25,14 @@ def test_no_device_gets_more_rows_than_fitted(devices, accumulate):
     assert device_rows(config, devices) <= 8
 
 
+@pytest.mark.parametrize(("mesh", "rows"), [({"fsdp": 2, "expert": 2}, 8), ({"stage": 2, "micro": 4}, 4)])
+def test_every_axis_that_cuts_rows_counts(mesh, rows):
+    assert device_rows(given(32, data=1, **mesh), 4 if "expert" in mesh else 2) == rows
+    config, notes = adapted(given(32, data=-1, **mesh), 4, 4)
+    assert config.batch.accumulate == (2 if rows > 4 else 1)
+    assert len(notes) == config.batch.accumulate - 1
+
+
 def test_the_first_start_and_a_batch_that_cannot_be_cut_stay_as_given():
     assert adapted(given(32), None, 1) == (given(32), [])
     assert adapted(given(30, fsdp=1, data=-1), 2, 4) == (given(30, fsdp=1, data=-1), [])
