@@ -1,18 +1,22 @@
 """Faults at random moments of training, each followed by the same command; what is left is compared with a quiet run.
 
     python benchmarks/soak.py --faults 40 --seed 1
+    python benchmarks/soak.py --faults 10 --seed 1 --processes 4
 
-Every fault meets a session of one or two processes on the same mesh of two devices. Disk faults happen on a small file
-system in memory, which takes the right to mount one; without it they are skipped and counted as such. A process that
-outlives the death of another is ended after PATIENCE seconds, as a launcher does. Prints a line a fault, then a table;
-exit code 1 when a loss, a sample or a checkpoint is not as in the quiet run, when a process or a temporary directory is
-left behind, or when a session hangs. The preparation of a corpus has its own harness: kills.py --prepare.
+Every fault meets a session of one or two processes on the same mesh of two devices, or of as many as `--processes`
+says, each with one device. There is a checkpoint every four steps and a copy on the machine at every other step. Disk
+faults happen on a small file system in memory, which takes the right to mount one; without it they are skipped and
+counted as such. A process that outlives the death of another is ended after PATIENCE seconds, as a launcher does.
+Prints a line a fault, then a table; exit code 1 when a loss, a sample or a checkpoint is not as in the quiet run, when
+a process or a temporary directory is left behind, or when a session hangs. The preparation of a corpus has its own
+harness: kills.py --prepare.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,12 +34,15 @@ from etils import epath
 from benchmarks.kills import SAME, text
 from pretrain.checkpoint import manifest, reading
 from pretrain.doctor import examine
+from pretrain.exchange import changed
 from tests.train import tiny
 
 HANG = 240
 """Seconds after which a session that should have ended counts as hung."""
 PATIENCE = 3
 STEPS_A_FAULT = 12
+COPIES = "copies"
+"""Where the copies between checkpoints are, beside the run: a machine's own disk."""
 SHIFTED = "import sys, time; now, ns, by = time.time, time.time_ns, {by}; time.time = lambda: now() + by; "
 SHIFTED += "time.time_ns = lambda: ns() + by * 10**9; from tests.train import tiny; tiny.main()"
 """A process whose wall clock is wrong by so many seconds."""
@@ -46,12 +53,14 @@ class Session:
     """All processes of one start of the command, in one process group."""
 
     def __init__(self, corpus: Path, run: Path, steps: int, count: int, shift: int = 0):
+        devices = max(2, count)
         self.run, self.before = run, len(tiny.lines(run))
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         self.log = os.open(run.parent / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        words = [str(corpus), str(run), f"steps={steps}", "simulate=2"]
+        words = [str(corpus), str(run), f"steps={steps}", f"simulate={devices}", "every=4", "local_every=1"]
+        words.append(f"local={run.parent / COPIES}")
         self.processes: list[subprocess.Popen] = []
         for index in range(count):
             program = ["-c", SHIFTED.format(by=shift)] if shift else ["-m", "tests.train.tiny"]
@@ -198,19 +207,23 @@ def resize(run: Path, size: str) -> None:
 
 
 def damage(run: Path, rng: random.Random) -> str:
-    """Of the newest checkpoint, between two sessions. What was done."""
+    """Of the newest checkpoint or the copies on the machine, between two sessions. What was done."""
+    copied = [p for p in (run.parent / COPIES).rglob("*.safetensors") if p.stat().st_size]
+    if copied and rng.random() < 0.5:
+        for path in copied:
+            _flip(path, rng)
+        return "bit of a copy"
     steps = manifest.numbered(epath.Path(run / "checkpoints"))
+    if not (run / "run.json").exists():
+        return "before the first start"
     if len(steps) < 2:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run / "checkpoints" / "99999").mkdir(exist_ok=True)
         return "empty"
     step = run / "checkpoints" / str(steps[0])
     files = [p for p in step.rglob("*") if p.is_file() and p.parent.name == "d"]
     path, kind = max(files, key=lambda p: p.stat().st_size), rng.choice(("bit", "truncated", "missing", "manifest"))
     if kind == "bit":
-        data = bytearray(path.read_bytes())
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        path.write_bytes(data)
+        _flip(path, rng)
     elif kind == "truncated":
         path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
     else:
@@ -218,9 +231,40 @@ def damage(run: Path, rng: random.Random) -> str:
     return kind
 
 
+def _flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def export(run: Path, rng: random.Random) -> str:
+    """Killed on its way, then repeated: "" or what is wrong with what it left."""
+    out = run.parent / "export"
+    command = [sys.executable, "-m", "pretrain", "export", str(run), "--to", str(out), "--check"]
+    quiet = {"cwd": tiny.ROOT, "env": os.environ | {"PYTHONPATH": str(tiny.ROOT)}, "stderr": subprocess.DEVNULL}
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, **quiet)
+    try:
+        first.wait(rng.uniform(0, 12))
+    except subprocess.TimeoutExpired:
+        first.kill()
+        first.wait()
+    if out.exists() and (torn := list(changed(out))):
+        return torn[0]
+    shutil.rmtree(out, ignore_errors=True)
+    again = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, timeout=HANG, **quiet)
+    if again.returncode:
+        return f"the export after a killed one ends with {again.returncode}"
+    facts = json.loads(again.stdout)
+    shutil.rmtree(out)
+    left = [p.name for p in run.parent.iterdir() if p.name.startswith(".export")]
+    if left:
+        return f"left behind by an export: {left}"
+    return "" if facts["max_abs_logit_difference"] < 1e-5 else "an export with other logits"
+
+
 FAULTS = {f.__name__: f for f in (kill, terminate, freeze, freeze_and_kill, interrupt, slow)}
 ON_DISK = {"full": full, "read_only": None}
-BETWEEN = ("damage", "clock")
+BETWEEN = ("damage", "clock", "export")
 
 
 def read_only(corpus: Path, run: Path, steps: int) -> str:
@@ -234,16 +278,18 @@ def read_only(corpus: Path, run: Path, steps: int) -> str:
     return problem or ("" if session.processes[0].returncode and "Read-only" in told else "read-only disk not told")
 
 
-def one(name: str, corpus: Path, run: Path, steps: int, rng: random.Random) -> dict:
-    count, at, done = rng.choice((1, 1, 2)), "", ""
+def one(name: str, corpus: Path, run: Path, steps: int, rng: random.Random, processes: int | None) -> dict:
+    count, at, done, problem = processes or rng.choice((1, 1, 2)), "", "", ""
     if name == "read_only":
         return {"fault": name, "processes": 1, "at": "starting", "problem": read_only(corpus, run, steps)}
     if name == "damage":
         done = damage(run, rng)
+    if name == "export" and manifest.latest(epath.Path(run / "checkpoints")):
+        done, problem = "exporting", export(run, rng)
     session = Session(corpus, run, steps, count, rng.choice((-1, 1)) * 86_400 * 400 if name == "clock" else 0)
     if name in BETWEEN:
         session.steps(rng.randint(1, STEPS_A_FAULT))
-        at, problem = done or "steps", kill(session, rng)
+        at, problem = done or "steps", "; ".join(p for p in (problem, kill(session, rng)) if p)
     elif name == "full":
         at, problem = "steps", full(session, rng)
     else:
@@ -271,15 +317,16 @@ def soak(folder: Path, options: argparse.Namespace) -> int:
     run.mkdir()
     mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM['usual']}", "tmpfs", str(run)]).returncode
     try:
-        if problem := Session(corpus, calm, steps, 1).end():
+        count = options.processes or 1
+        if problem := Session(corpus, calm, steps, count).end(HANG + steps):
             raise SystemExit(f"the quiet run: {problem}")
         reference = {line["step"]: line for line in tiny.lines(calm)}
         names = [*FAULTS, *(ON_DISK if mounted else ()), *BETWEEN]
         done = []
         for number in range(options.faults):
-            done.append(one(names[(number + options.seed) % len(names)], corpus, run, steps, rng))
+            done.append(one(names[(number + options.seed) % len(names)], corpus, run, steps, rng, options.processes))
             print(json.dumps(done[-1]), flush=True)
-        problem = Session(corpus, run, steps, 1).end()
+        problem = Session(corpus, run, steps, count).end()
         wrong = ([problem] if problem else []) + compare(run, reference, steps)
         repeated = len(tiny.lines(run)) - steps
     finally:
@@ -306,6 +353,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, help="of every session; otherwise one or two")
     with tempfile.TemporaryDirectory() as folder:
         return soak(Path(folder), parser.parse_args())
 

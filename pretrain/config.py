@@ -44,12 +44,17 @@ class CheckpointConfig:
     """By validation loss, beside the latest."""
     keep_every: int | None = None
     """Steps that are multiples of it stay for ever; None: none does."""
+    local: str | None = None
+    """Folder on each machine's own disk or in its memory (/dev/shm/runs) for copies between checkpoints; None: none."""
+    local_every: int = 100
+    """Steps between such copies. The newest two stay; what they hold is used after a restart on the same layout."""
     on_failure: Literal["continue", "stop"] = "continue"
     """When a save fails (no room, no permission): train on and try again at the next one, or stop."""
 
     def checks(self) -> Checks:
         return (
             (self.every > 0, f"every={self.every}: expected a positive number of steps"),
+            (self.local_every > 0, f"local_every={self.local_every}: expected a positive number of steps"),
             (self.keep_latest > 0, f"keep_latest={self.keep_latest}: expected at least 1, or nothing could be resumed"),
             (self.keep_best >= 0, f"keep_best={self.keep_best}: expected 0 or more"),
             (

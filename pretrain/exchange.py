@@ -1,5 +1,6 @@
 """A trained model as a folder that other software loads, and the proof that it holds the same model."""
 
+import glob
 import hashlib
 import json
 import os
@@ -49,8 +50,8 @@ def export_model(
     for part in convert.parts(model).values():
         describe(part.config, length)  # refuses before a byte is written
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -109,7 +110,7 @@ def check_export(folder: str | os.PathLike, model: Transformer) -> dict[str, Any
     Raises CheckFailed when a file was changed, a weight differs, a tensor is not read or the outputs disagree.
     """
     folder = Path(folder)
-    problems, reports = [*_changed(folder)], []
+    problems, reports = [*changed(folder)], []
     for name, part in convert.parts(model).items():
         objections, report = _checked(folder / name, part)
         problems += objections
@@ -183,7 +184,8 @@ def _manifest(folder: Path) -> dict[str, str]:
     return files if isinstance(files, dict) else {}
 
 
-def _changed(folder: Path) -> Iterator[str]:
+def changed(folder: Path) -> Iterator[str]:
+    """What of an export is not as it was written, a sentence each."""
     if not (folder / MANIFEST).is_file():
         return
     for name, digest in _manifest(folder).items():
@@ -196,6 +198,25 @@ def _changed(folder: Path) -> Iterator[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _clear(folder: Path) -> None:
+    """Removes what killed exports left beside it."""
+    for kind in ("partial", "old"):
+        for path in folder.parent.glob(f".{glob.escape(folder.name)}.{kind}-*"):
+            pid = path.name.rpartition("-")[2]
+            if pid.isdigit() and (int(pid) == os.getpid() or not _runs(int(pid))):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _swap(new: Path, folder: Path) -> None:

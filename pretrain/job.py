@@ -280,7 +280,7 @@ def _state(config: RunConfig, run: epath.Path, optimizer, dtype, mesh) -> tuple[
     written."""
     folder = run / "checkpoints"
     begun = None if folder.exists() else fresh(config, optimizer, dtype, mesh)
-    checkpoints = Checkpoints(folder, config.checkpoint, runs.origin(config))
+    checkpoints = Checkpoints(folder, config.checkpoint, runs.origin(config), lambda: runs.identity(run))
     if begun is None and (found := checkpoints.resume(abstract(config, optimizer, dtype, mesh))):
         return checkpoints, *found
     state, parent = begun or fresh(config, optimizer, dtype, mesh)

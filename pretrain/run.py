@@ -69,6 +69,14 @@ def write(run: epath.Path, config: RunConfig, **facts: Any) -> None:
     temporary.replace(run / "run.json")
 
 
+def identity(run: epath.Path) -> str | None:
+    """A name that no other run has, nor another one that was in the same folder; None: the run has not begun."""
+    facts = read(run)
+    if facts is None:
+        return None
+    return hashlib.sha256(f"{run.resolve()} {facts['created']}".encode()).hexdigest()[:16]
+
+
 def origin(config: RunConfig) -> dict[str, Any]:
     """What every checkpoint says about the code and the config that made it."""
     digest = hashlib.sha256(json.dumps(encode(config), sort_keys=True).encode()).hexdigest()

@@ -148,6 +148,8 @@ class Loop:
                 self.tell()
                 if saves:
                     self.save(at)
+                elif self._due(config.checkpoint.local_every, at):
+                    self.keep(at)
                 if stopping:
                     return self.finish(stop.how or "preempted", at)
             return self.finish("done", config.steps)
@@ -314,6 +316,16 @@ class Loop:
             checkpoints.save(self.state, Progress(step=at, tokens=self.tokens), evaluated)
         self.clock.pause(time.perf_counter() - began)
         self.tell()
+
+    def keep(self, at: int) -> None:
+        """A copy on each machine, where the config asks for such."""
+        if self.job.config.checkpoint.local is None:
+            return
+        self.settle()
+        began = time.perf_counter()
+        with self.dog.phase("save"):
+            self.job.checkpoints.keep(self.state, Progress(step=at, tokens=self.tokens))
+        self.clock.pause(time.perf_counter() - began)
 
     def tell(self) -> None:
         """What became of saves that run beside the steps."""

@@ -58,7 +58,7 @@ def of_host(array: np.ndarray) -> int:
     for at in range(0, bits.size, 1 << 22):
         part = bits[at : at + (1 << 22)].astype(np.uint32)
         place = (np.arange(at, at + part.size, dtype=np.uint64) & 0xFFFFFFFF).astype(np.uint32)
-        total += int(_mixed(part, place, np.uint32).sum(dtype=np.uint64))
+        total += int(mix(part, place, np.uint32).sum(dtype=np.uint64))
     return total & 0xFFFFFFFF
 
 
@@ -96,13 +96,14 @@ def _sum(x: jax.Array, begin: list, shape: tuple[int, ...]) -> jax.Array:
         stride *= shape[d]
     if words > 1:
         place = place + _iota(bits, x.ndim)
-    mixed = _mixed(bits, place, jnp.uint32)
+    mixed = mix(bits, place, jnp.uint32)
     if mixed.ndim:  # XLA on CPU vectorises a sum over the first axis, not one over all: ten times faster
         mixed = jax.lax.optimization_barrier(jnp.sum(mixed, axis=0, dtype=jnp.uint32))
     return jnp.sum(mixed, dtype=jnp.uint32)
 
 
-def _mixed(bits, place, u):
+def mix(bits, place, u):
+    """The finaliser of MurmurHash3, of uint32 `bits` at `place`; `u`: the uint32 of jax or of numpy."""
     h = bits + place * u(WEYL)
     h = (h ^ (h >> u(16))) * u(0x85EBCA6B)
     h = (h ^ (h >> u(13))) * u(0xC2B2AE35)

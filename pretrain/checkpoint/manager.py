@@ -4,7 +4,7 @@ import errno
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from pretrain.checkpoint import layout, manifest, reading
+from pretrain.checkpoint.local import LocalCopies
 from pretrain.checkpoint.manifest import DAMAGED, DELETED, TEMPORARY, Manifest, Progress
 from pretrain.checkpoint.retention import kept
 from pretrain.config import CheckpointConfig
@@ -23,7 +24,7 @@ from pretrain.errors import UserError
 from pretrain.sharding import fingerprint
 
 News = tuple[str, dict[str, Any]]
-"""Kind and facts of an event: `checkpoint`, `save_failed` or `damaged`."""
+"""Kind and facts of an event: `checkpoint`, `save_failed`, `damaged`, `local_copy`, `local_failed` or `local_used`."""
 LOOK_SECONDS = 0.5
 """Between looks whether a save is committed."""
 COPIES = 100  # of one step in damaged/
@@ -34,6 +35,10 @@ def news_line(kind: str, facts: Mapping[str, Any]) -> str:
     if kind == "damaged":
         where = f"it is now in checkpoints/{DAMAGED}; an older one is used, or none if none is left"
         return f"checkpoint {facts['step']} is damaged ({facts['reason']}); {where}"
+    if kind == "local_used":
+        return f"step {facts['step']} comes from the copies in {facts['folder']}, newer than any checkpoint"
+    if kind == "local_failed":
+        return f"the copy of step {facts['step']} in {facts['folder']} is of no use ({facts['reason']})"
     return f"checkpoint {facts['step']} was not saved ({facts['reason']})" if kind == "save_failed" else ""
 
 
@@ -88,9 +93,16 @@ class Checkpoints:
 
     Args:
         origin: What every manifest says beside the arrays: `config`, `code`; `parent` is added.
+        identity: What tells this run from others whose copies are in `config.local`; None: it has no name yet.
     """
 
-    def __init__(self, folder: epath.Path, config: CheckpointConfig, origin: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: epath.Path,
+        config: CheckpointConfig,
+        origin: Mapping[str, Any] | None = None,
+        identity: Callable[[], str | None] = lambda: "run",
+    ):
         self.folder, self.config = folder, config
         self.origin: dict[str, Any] = {"parent": None, **(origin or {})}
         self.saved: int | None = None
@@ -100,6 +112,7 @@ class Checkpoints:
         self._looked = 0.0
         self._cleaners: list[threading.Thread] = []
         self._first = jax.process_index() == 0
+        self._local = LocalCopies(Path(config.local), identity) if config.local else None
         folder.mkdir(parents=True, exist_ok=True)
         self._handler = _Handler()
         self._writer = ocp.AsyncCheckpointer(self._handler)
@@ -135,6 +148,19 @@ class Checkpoints:
         self._saving = _Saving(**{**vars(saving), "waited": waited})
         if error is not None and jax.process_count() == 1:
             self._ended(error)
+
+    def keep(self, state: Any, progress: Progress) -> None:
+        """Starts a copy on this machine, where the config asks for such; only that to host memory is waited for."""
+        if self._local is None:
+            return
+        began = time.perf_counter()
+        error = self._local.save(state, progress)
+        if error is not None:
+            self._tell_local("local_failed", progress.step - self.config.local_every, reason=reading.reason(error))
+        self._tell_local("local_copy", progress.step, seconds=time.perf_counter() - began)
+
+    def _tell_local(self, kind: str, step: int, **facts: Any) -> None:
+        self._news.append((kind, {"step": step, "folder": self.config.local, **facts}))
 
     def news(self) -> list[News]:
         """What happened since the last call, never waiting for the disk; the first process hears all of it.
@@ -196,6 +222,8 @@ class Checkpoints:
         self._writer.close()
         for thread in self._cleaners:
             thread.join()
+        if self._local is not None:
+            self._local.close(self.saved)
         if self._first:
             _erase(self.folder / DELETED)
 
@@ -204,6 +232,8 @@ class Checkpoints:
     def drop_from(self, step: int) -> None:
         """The checkpoints of `step` and later ones are given up. Every process must call it."""
         self.wait()
+        if self._local is not None:
+            self._local.drop_from(step)
         for later in [s for s in self._losses if s >= step] if self._first else []:
             del self._losses[later]
             self._remove(self.folder / str(later))
@@ -241,9 +271,12 @@ class Checkpoints:
     def resume(self, abstract: Any) -> tuple[Any, Progress] | None:
         """State and progress of the newest checkpoint that proves itself, on the layout of `abstract`; None: none yet.
 
-        Steps that do not are moved into damaged/ and told in `news`. All processes choose the same step. Raises
-        UserError when damaged ones are all there is, or when the arrays are not those of `abstract`.
+        Steps that do not are moved into damaged/ and told in `news`. Copies on the machines come first where they are
+        newer. All processes choose the same step. Raises UserError when damaged ones are all there is, or when the
+        arrays are not those of `abstract`.
         """
+        if self._local is not None and (found := self._from_copies(self._local, abstract)):
+            return found
         while (step := self._propose()) is not None:
             state, facts, problem = self._attempt(step, abstract)
             if state is not None and facts is not None:
@@ -259,6 +292,16 @@ class Checkpoints:
             )
         return None
 
+    def _from_copies(self, local: LocalCopies, abstract: Any) -> tuple[Any, Progress] | None:
+        newest = manifest.latest(self.folder) if self._first else None
+        found = local.resume(abstract, _told(-1 if newest is None else newest))
+        for step, why in local.refused:
+            self._tell_local("local_failed", step, reason=why)
+        if found is not None:
+            self.origin["parent"] = {"run": str(self.folder.parent), "step": found[1].step, "digest": None}
+            self._tell_local("local_used", found[1].step)
+        return found
+
     def _propose(self) -> int | None:
         """The newest step whose manifest and file lengths are right, as the first process sees it."""
         found = -1
@@ -272,8 +315,7 @@ class Checkpoints:
                 found = step
                 break
             self._set_aside(step, wrong[0])
-        if jax.process_count() > 1:
-            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        found = _told(found)
         return None if found < 0 else found
 
     def _attempt(self, step: int, abstract: Any) -> tuple[Any, Manifest | None, str]:
@@ -316,6 +358,11 @@ def _erase(path: epath.Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.ENOTEMPTY):
             raise
+
+
+def _told(number: int) -> int:
+    """The first process's; all of them must ask."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def _everywhere(holds: bool) -> bool:

@@ -87,7 +87,7 @@ def _sessions(metrics: Sequence[Line], events: Sequence[Line]) -> tuple[list[_Se
             now.add("start", line["time"] - now.end - line.get("seconds", 0.0))
         elif kind in ("evaluation", "sample"):
             now.add("evaluation", line.get("seconds"))
-        elif kind == "checkpoint":
+        elif kind in ("checkpoint", "local_copy"):
             now.add("checkpoint", line.get("seconds"))
         elif kind is None and isinstance(line.get("step_seconds"), int | float):
             count, waited = line["step"] - last_step, line.get("data_wait_seconds", 0.0)

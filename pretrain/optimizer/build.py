@@ -96,7 +96,7 @@ def _leaves(config: OptimizerConfig, names: Any, matrix_axes: Any, sign_rates: A
         kind = group.kind or config.kind
         if isinstance(kind, Muon) and (a is None or re.search(kind.tables, name)):
             kind = kind.rest
-        leaves.append(_Leaf(name, group, None if group.frozen else rule(kind, a), rate))
+        leaves.append(_Leaf(name, group, None if group.frozen else rule(kind, a, name), rate))
     return leaves
 
 

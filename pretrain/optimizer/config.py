@@ -9,7 +9,11 @@ from typing import Literal
 
 Checks = tuple[tuple[bool, str], ...]
 StateDtype = Literal["float32", "bfloat16"]
-"""How a moment is stored. Arithmetic is f32 always; bfloat16 halves the memory and forgets changes below 0.4%."""
+"""Of the operands of a matrix product."""
+Stored = Literal["float32", "bfloat16", "bfloat16_stochastic"]
+"""How a moment is stored. Arithmetic is f32 always. bfloat16 halves the memory and forgets changes below 0.4%;
+bfloat16_stochastic rounds up or down at random, in proportion, so that on average nothing is forgotten (Gupta et al.
+2015)."""
 
 
 def _is_decay(name: str, value: float) -> tuple[bool, str]:
@@ -24,9 +28,9 @@ class AdamW:
     b2: float = 0.95
     """0.95 as in GPT-3 and Llama; torch's own default is 0.999."""
     eps: float = 1e-8
-    first_dtype: StateDtype = "float32"
-    second_dtype: StateDtype = "float32"
-    """bfloat16 stops following the gradient when 1 - b2 is below 0.004."""
+    first_dtype: Stored = "float32"
+    second_dtype: Stored = "float32"
+    """bfloat16 stops following the gradient when 1 - b2 is below 0.004; bfloat16_stochastic does not."""
 
     def checks(self) -> Checks:
         return (
@@ -41,7 +45,7 @@ class Momentum:
     """A running mean of Adafactor's updates, as large as the parameters."""
 
     b1: float = 0.9
-    dtype: StateDtype = "float32"
+    dtype: Stored = "float32"
 
     def checks(self) -> Checks:
         return (_is_decay("b1", self.b1),)
@@ -84,7 +88,7 @@ class Lion:
     """Interpolates momentum and gradient in the update."""
     b2: float = 0.99
     """Decay of the stored momentum."""
-    first_dtype: StateDtype = "float32"
+    first_dtype: Stored = "float32"
 
     def checks(self) -> Checks:
         return (_is_decay("b1", self.b1), _is_decay("b2", self.b2))
@@ -106,7 +110,7 @@ class Muon:
     eq. 4). spectral: sqrt(max(1, out / in)) (Jordan 2024), with a rate of its own, around 0.02."""
     iteration_dtype: StateDtype = "float32"
     """Of the matrix products; bfloat16 is Jordan's choice on accelerators."""
-    first_dtype: StateDtype = "float32"
+    first_dtype: Stored = "float32"
     rest: AdamW = AdamW()
     """For vectors, and for the matrices that `tables` names."""
     tables: str = TABLES

@@ -5,15 +5,19 @@ Every rule is elementwise up to means, so a sharded parameter keeps its layout t
 """
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pretrain.optimizer.config import Adafactor, AdamW, Kind, Lion, Muon
+from pretrain.optimizer.config import Adafactor, AdamW, Kind, Lion, Muon, Stored
 from pretrain.optimizer.muon import MatrixAxes, orthogonal_update
+from pretrain.sharding import fingerprint
 
+DRAW = 0x85157AF5
+"""Odd: neighbouring updates draw other numbers."""
 Slots = dict[str, jax.Array]
 """What is remembered of one parameter."""
 
@@ -24,18 +28,20 @@ class Rule(NamedTuple):
     """(f32 gradient, slots, parameter, number of this update from 1) -> (direction to subtract, slots)."""
 
 
-def rule(kind: Kind, axes: MatrixAxes | None) -> Rule:
+def rule(kind: Kind, axes: MatrixAxes | None, name: str) -> Rule:
+    """`name`: of the parameter, so that its rounding is its own."""
+    salt = zlib.crc32(name.encode())
     match kind:
         case AdamW():
-            return _adamw(kind)
+            return _adamw(kind, salt)
         case Lion():
-            return _lion(kind)
+            return _lion(kind, salt)
         case Adafactor():
-            return _adafactor(kind, axes)
+            return _adafactor(kind, axes, salt)
         case Muon():
             if axes is None:
                 raise ValueError("Muon takes matrices, these parameters have no matrix axes")
-            return _muon(kind, axes)
+            return _muon(kind, axes, salt)
 
 
 def _ema(slot: jax.Array, value: jax.Array, decay: float) -> jax.Array:
@@ -43,16 +49,37 @@ def _ema(slot: jax.Array, value: jax.Array, decay: float) -> jax.Array:
     return decay * slot.astype(jnp.float32) + (1 - decay) * value
 
 
+def _dtype(stored: Stored) -> str:
+    return "float32" if stored == "float32" else "bfloat16"
+
+
+def _narrow(x: jax.Array, stored: Stored, salt: int, count: jax.Array) -> jax.Array:
+    """f32 as it is stored. What is drawn for an element depends on its place, `salt` and `count`, not on the mesh."""
+    if stored != "bfloat16_stochastic":
+        return x.astype(_dtype(stored))
+    mesh = jax.sharding.get_abstract_mesh()
+    layout = None if mesh.empty else jax.typeof(x).sharding
+    place, stride = jnp.uint32(0), 1
+    for d in reversed(range(x.ndim)):
+        number = jax.lax.broadcasted_iota(jnp.uint32, x.shape, d, out_sharding=layout)
+        place = place + number * jnp.uint32(stride & 0xFFFFFFFF)
+        stride *= x.shape[d]
+    drawn = fingerprint.mix(jnp.uint32(salt) + count.astype(jnp.uint32) * jnp.uint32(DRAW), place, jnp.uint32) >> 16
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((bits + drawn) & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
 def _one_minus_power(decay: float, count: jax.Array) -> jax.Array:
     """1 - decay ** count, without the cancellation of its f32 form."""
     return -jnp.expm1(count * math.log(decay)) if decay else jnp.float32(1)
 
 
-def _adamw(kind: AdamW) -> Rule:
+def _adamw(kind: AdamW, salt: int) -> Rule:
     def init(param):
         return {
-            "mean": jnp.zeros_like(param, dtype=kind.first_dtype),
-            "square": jnp.zeros_like(param, dtype=kind.second_dtype),
+            "mean": jnp.zeros_like(param, dtype=_dtype(kind.first_dtype)),
+            "square": jnp.zeros_like(param, dtype=_dtype(kind.second_dtype)),
         }
 
     def update(grad, slots, param, count):
@@ -61,35 +88,38 @@ def _adamw(kind: AdamW) -> Rule:
         # Both bias corrections are scalars here: the elementwise part is one square root and one division.
         root = jnp.sqrt(square) * jax.lax.rsqrt(_one_minus_power(kind.b2, count))
         direction = mean * (1 / _one_minus_power(kind.b1, count)) / (root + kind.eps)
-        return direction, {"mean": mean.astype(kind.first_dtype), "square": square.astype(kind.second_dtype)}
+        return direction, {
+            "mean": _narrow(mean, kind.first_dtype, salt, count),
+            "square": _narrow(square, kind.second_dtype, salt + 1, count),
+        }
 
     return Rule(init, update)
 
 
-def _lion(kind: Lion) -> Rule:
+def _lion(kind: Lion, salt: int) -> Rule:
     def init(param):
-        return {"mean": jnp.zeros_like(param, dtype=kind.first_dtype)}
+        return {"mean": jnp.zeros_like(param, dtype=_dtype(kind.first_dtype))}
 
     def update(grad, slots, param, count):
         direction = jnp.sign(_ema(slots["mean"], grad, kind.b1))
-        return direction, {"mean": _ema(slots["mean"], grad, kind.b2).astype(kind.first_dtype)}
+        return direction, {"mean": _narrow(_ema(slots["mean"], grad, kind.b2), kind.first_dtype, salt, count)}
 
     return Rule(init, update)
 
 
-def _muon(kind: Muon, axes: MatrixAxes) -> Rule:
+def _muon(kind: Muon, axes: MatrixAxes, salt: int) -> Rule:
     def init(param):
-        return {"mean": jnp.zeros_like(param, dtype=kind.first_dtype)}
+        return {"mean": jnp.zeros_like(param, dtype=_dtype(kind.first_dtype))}
 
     def update(grad, slots, param, count):
         mean = _ema(slots["mean"], grad, kind.momentum)
         ahead = _ema(mean, grad, kind.momentum) if kind.nesterov else mean
-        return orthogonal_update(kind, axes, ahead), {"mean": mean.astype(kind.first_dtype)}
+        return orthogonal_update(kind, axes, ahead), {"mean": _narrow(mean, kind.first_dtype, salt, count)}
 
     return Rule(init, update)
 
 
-def _adafactor(kind: Adafactor, axes: MatrixAxes | None) -> Rule:
+def _adafactor(kind: Adafactor, axes: MatrixAxes | None, salt: int) -> Rule:
     """Rows, columns and root mean squares belong to one matrix, so a stack of layers moves as its layers would alone.
 
     What has no matrix axes is one thing: with two long sides, as a table of embeddings has, it is factored too; a stack
@@ -113,7 +143,7 @@ def _adafactor(kind: Adafactor, axes: MatrixAxes | None) -> Rule:
         else:
             slots = {"square": jnp.zeros_like(param, dtype=jnp.float32)}
         if kind.momentum:
-            slots["mean"] = jnp.zeros_like(param, dtype=kind.momentum.dtype)
+            slots["mean"] = jnp.zeros_like(param, dtype=_dtype(kind.momentum.dtype))
         return slots
 
     def update(grad, slots, param, count):
@@ -137,7 +167,7 @@ def _adafactor(kind: Adafactor, axes: MatrixAxes | None) -> Rule:
             direction = direction * jnp.maximum(_rms(param, within), kind.minimum_scale)
         if kind.momentum:
             direction = _ema(slots["mean"], direction, kind.momentum.b1)
-            new["mean"] = direction.astype(kind.momentum.dtype)
+            new["mean"] = _narrow(direction, kind.momentum.dtype, salt, count)
         return direction, new
 
     return Rule(init, update)

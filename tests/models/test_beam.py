@@ -23,7 +23,7 @@ SHAPE |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_f
 SHAPE |= {"max_position_embeddings": 64, "pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": STOP}
 SHAPE |= {"forced_eos_token_id": None}
 T5 = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 44, "num_layers": 2, "num_heads": 4}
-T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "initializer_factor": 3.0}
+T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "initializer_factor": 2.0}
 T5 |= {"dropout_rate": 0.0, "decoder_start_token_id": 2, "pad_token_id": 1, "eos_token_id": STOP}
 GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
 GPT2 |= {"eos_token_id": STOP, "bos_token_id": None, "pad_token_id": 1}
@@ -111,7 +111,7 @@ def test_all_hypotheses_are_those_of_transformers(model, search, tmp_path):
     )
     tokens, scores = their_hypotheses(theirs, search, controls)
     assert got.tokens == tokens
-    np.testing.assert_allclose(got.scores, scores, atol=2e-4)
+    np.testing.assert_allclose(got.scores, scores, rtol=1.2e-6, atol=5e-5)
 
 
 def test_one_beam_is_greedy_decoding():

@@ -122,3 +122,36 @@ def test_moments_stored_in_bfloat16_give_f32_updates_close_to_f32_moments():
     assert_close(a, b, 0)
     assert {k: v.dtype for k, v in state.slots["p0"].items()} == {"mean": jnp.bfloat16, "square": jnp.bfloat16}
     assert_close(run(narrow, params, 20), run(wide, params, 20), 1e-3)
+
+
+def test_stochastic_rounding_is_right_on_average_and_follows_where_rounding_to_nearest_stands_still():
+    value = 1 + 2.0**-10  # an eighth of the way from one bfloat16 to the next
+    kind = AdamW(b1=0.0, b2=0.9999, second_dtype="bfloat16")
+    found = {}
+    for stored in ("float32", "bfloat16", "bfloat16_stochastic"):
+        params, grads = {"p0": jnp.zeros((256, 256))}, {"p0": jnp.full((256, 256), value)}
+        tx = ours(replace(PLAIN, kind=replace(kind, first_dtype=stored, second_dtype=stored)), params)
+        state = tx.init(params)
+        update = jax.jit(lambda state, tx=tx, grads=grads, params=params: tx.update(grads, state, params)[1])
+        state = update(state)
+        first = state.slots["p0"]["mean"].astype(jnp.float32)
+        for _ in range(299):
+            state = update(state)
+        found[stored] = first, state.slots["p0"]["square"].astype(jnp.float32)
+    assert set(np.unique(found["bfloat16"][0])) == {1.0}
+    up, error = found["bfloat16_stochastic"][0] > 1, np.sqrt(7 / 64 / 256**2)  # of the share of ones, binomial
+    assert abs(up.mean() - 1 / 8) < 4 * error
+    exact, nearest, stochastic = (float(found[k][1].mean()) for k in ("float32", "bfloat16", "bfloat16_stochastic"))
+    assert abs(stochastic / exact - 1) < 2e-3
+    assert nearest / exact < 0.9
+    shares = np.asarray(found["bfloat16_stochastic"][1])
+    assert np.unique(shares).size > 2
+    assert np.isfinite(shares).all()
+
+
+def test_stochastic_rounding_keeps_what_is_not_finite_and_what_is_exact():
+    params = {"p0": jnp.zeros(4)}
+    tx = ours(replace(PLAIN, clip_norm=None, kind=AdamW(b1=0.0, first_dtype="bfloat16_stochastic")), params)
+    grads = {"p0": jnp.array([jnp.nan, jnp.inf, 1.5, -0.0])}
+    mean = tx.update(grads, tx.init(params), params)[1].slots["p0"]["mean"].astype(jnp.float32)
+    np.testing.assert_array_equal(mean, np.array([np.nan, np.inf, 1.5, -0.0], np.float32))

@@ -30,6 +30,7 @@ NAMES, AXES = {k: k for k in LEAVES}, {k: v[1] for k, v in LEAVES.items()}
 BASE = OptimizerConfig(schedule=Constant(warmup_steps=1), peak_lr=0.01)
 CONFIG = {
     "adamw": BASE,
+    "stochastic": replace(BASE, kind=AdamW(first_dtype="bfloat16_stochastic", second_dtype="bfloat16_stochastic")),
     "lion": replace(BASE, kind=Lion()),
     "adafactor": replace(BASE, kind=Adafactor(factored_from=8, momentum=Momentum())),
     "muon": replace(BASE, kind=Muon()),
@@ -88,7 +89,7 @@ print(json.dumps(report))
 
 
 # One test for each kind, not one for each claim: a process with 8 devices takes seconds, and xdist workers share none.
-@pytest.mark.parametrize("kind", ["adamw", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "stochastic", "lion", "adafactor", "muon"])
 def test_sharded_updates_are_the_single_devices_and_keep_every_layout(kind):
     done = subprocess.run([sys.executable, "-c", SCRIPT, kind], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

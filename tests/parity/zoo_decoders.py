@@ -101,8 +101,12 @@ MODELS: dict[str, tuple[str, dict]] = {
 }
 
 
-def theirs(name: str, seed: int = 0):
-    return built(*MODELS[name], seed=seed)
+SEEDS = {"phi3_short": 1}
+"""Of weights, where those of 0 are badly conditioned: rounding every activation once more moves a logit by 1e-5."""
+
+
+def theirs(name: str, seed: int | None = None):
+    return built(*MODELS[name], seed=SEEDS.get(name, 0) if seed is None else seed)
 
 
 def built(family: str, settings: dict, *, seed: int = 0):

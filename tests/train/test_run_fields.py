@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ ONE = {
 }
 OTHER = {
     "checkpoint": CheckpointConfig(
-        every=2, every_minutes=600.0, keep_latest=1, keep_best=0, keep_every=6, on_failure="stop"
+        every=2, every_minutes=600.0, keep_latest=1, keep_best=0, keep_every=6, on_failure="stop", local_every=3
     ),
     "evals": EvalConfig(every=4, batches=2, prompts=("of", "to"), sample_tokens=5),
     "log": LogConfig(every=4, tensorboard=False),
@@ -52,7 +52,10 @@ def ran(request, runs, train, monkeypatch):
         monkeypatch.setattr(samples, "generate", generate)
         # The loss rises in the end, so that the best checkpoint is not among the latest.
         rate = OptimizerConfig(peak_lr=3.0, schedule=Constant(warmup_steps=STEPS))
-        train(run, steps=STEPS, optimizer=rate, **RUNS[request.param])
+        fields = RUNS[request.param]
+        if request.param == "other":
+            fields = {**fields, "checkpoint": replace(fields["checkpoint"], local=str(run.parent / "copies"))}
+        train(run, steps=STEPS, optimizer=rate, **fields)
     return run, RUNS[request.param]
 
 
@@ -75,6 +78,12 @@ def test_the_two_runs_differ_in_every_field():
 def test_checkpoints_are_written_every_so_many_steps(ran):
     run, config = ran
     assert [e["step"] for e in events(run, "checkpoint")] == due(config["checkpoint"].every)
+
+
+def test_between_checkpoints_machines_keep_copies_where_a_folder_is_named(ran):
+    run, config = ran
+    between = sorted(set(due(config["checkpoint"].local_every)) - set(due(config["checkpoint"].every)))
+    assert [e["step"] for e in events(run, "local_copy")] == (between if config is OTHER else [])
 
 
 def test_the_latest_the_best_and_every_so_many_th_checkpoint_stay(ran):

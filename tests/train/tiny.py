@@ -79,6 +79,9 @@ def main() -> None:
     changes["rules"] = given.get("rules", "fsdp")
     if "hang" in given:
         changes["health"] = HealthConfig(hang_seconds=float(given["hang"]))
+    if "local" in given:
+        every, local_every = int(given.get("every", 100)), int(given.get("local_every", 2))
+        changes["checkpoint"] = CheckpointConfig(every=every, local=given["local"], local_every=local_every)
     run_config = config(Path(text), **changes)
     if "streaming" in given:
         run_config = replace(run_config, data=replace(run_config.data, streaming=True))
