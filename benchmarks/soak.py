@@ -54,7 +54,7 @@ class Session:
 
     def __init__(self, corpus: Path, run: Path, steps: int, count: int, shift: int = 0):
         devices = max(2, count)
-        self.run, self.before = run, len(tiny.lines(run))
+        self.run, self.before = run, _lines(run)
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
@@ -85,11 +85,11 @@ class Session:
         while self.alive() and time.monotonic() < deadline:
             if there():
                 return True
-            time.sleep(0.004)
+            time.sleep(0.01)
         return False
 
     def steps(self, more: int) -> bool:
-        return self.until(lambda: len(tiny.lines(self.run)) >= self.before + more, HANG)
+        return self.until(lambda: _lines(self.run) >= self.before + more, HANG)
 
     def saving(self) -> bool:
         folder = self.run / "checkpoints"
@@ -121,6 +121,11 @@ class Session:
         self.wait(PATIENCE)
         self.send(signal.SIGKILL)
         return self.end()
+
+
+def _lines(run: Path) -> int:
+    log = run / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def _group(pid: int) -> bool:
@@ -279,10 +284,11 @@ def read_only(corpus: Path, run: Path, steps: int) -> str:
 
 
 def one(name: str, corpus: Path, run: Path, steps: int, rng: random.Random, processes: int | None) -> dict:
-    count, at, done, problem = processes or rng.choice((1, 1, 2)), "", "", ""
+    count, at, done, problem, harmed = processes or rng.choice((1, 1, 2)), "", "", "", None
     if name == "read_only":
         return {"fault": name, "processes": 1, "at": "starting", "problem": read_only(corpus, run, steps)}
     if name == "damage":
+        harmed = max(manifest.numbered(epath.Path(run / "checkpoints")), default=None)
         done = damage(run, rng)
     if name == "export" and manifest.latest(epath.Path(run / "checkpoints")):
         done, problem = "exporting", export(run, rng)
@@ -296,7 +302,9 @@ def one(name: str, corpus: Path, run: Path, steps: int, rng: random.Random, proc
         at = moment(session, rng)
         problem = FAULTS[name](session, rng)
     newest = manifest.latest(epath.Path(run / "checkpoints"))
-    if newest is not None and not problem:
+    if (
+        newest is not None and not problem and newest != harmed
+    ):  # by us, and a newer copy spared the run from reading it
         problem = "; ".join(reading.verify(epath.Path(run / "checkpoints" / str(newest))))
     return {"fault": name, "processes": count, "at": at, "newest": newest, "problem": problem}
 

@@ -210,7 +210,7 @@ def _devices(shapes: Shapes) -> Devices:
     """In the order in which `fingerprint.replicas` counts them."""
     sharding = next(iter(shapes.values())).sharding
     if isinstance(sharding, jax.sharding.NamedSharding):
-        return list(sharding.mesh.devices.flat)
+        return list(np.asarray(sharding.mesh.devices).flat)
     return list(sharding.device_set)
 
 

@@ -293,8 +293,8 @@ class Checkpoints:
         return None
 
     def _from_copies(self, local: LocalCopies, abstract: Any) -> tuple[Any, Progress] | None:
-        newest = manifest.latest(self.folder) if self._first else None
-        found = local.resume(abstract, _told(-1 if newest is None else newest))
+        newest = self._propose()
+        found = local.resume(abstract, -1 if newest is None else newest)
         for step, why in local.refused:
             self._tell_local("local_failed", step, reason=why)
         if found is not None:

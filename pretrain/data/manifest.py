@@ -12,7 +12,7 @@ from pretrain.data.config import CorpusConfig
 from pretrain.data.records import publish
 from pretrain.errors import UserError
 
-VERSION = 2
+VERSION = 3
 SPLITS = ("train", "validation")
 SEAL, LIST = "sha256", "rows"
 """Keys of our JSON files: of the rest of the content; of a list, which has no keys of its own."""

@@ -19,7 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pretrain.data.places import write_places
+
 HEADER = struct.Struct("<4sIIIqqq")
+HEADER_BYTES, _unpack = HEADER.size, HEADER.unpack_from
+U2, U4 = np.dtype("<u2"), np.dtype("<u4")
 MAGIC = b"PTR1"
 OPTIONS = "group_size:1,uncompressed"  # every record is found and read alone
 DOCUMENTS_A_RECORD = 1024  # of the document index: 32 kB
@@ -35,7 +39,7 @@ class Record(NamedTuple):
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    return U2 if vocab_size <= 1 << 16 else U4
 
 
 def encode_record(record: Record) -> bytes:
@@ -47,12 +51,12 @@ def encode_record(record: Record) -> bytes:
 
 def decode_record(data: bytes) -> Record:
     """A view of `data`; ValueError where it is no record."""
-    magic, width, count, boundaries, position, document, offset = HEADER.unpack_from(data)
-    if magic != MAGIC or len(data) != HEADER.size + 4 * boundaries + width * (count + 1):
+    magic, width, count, boundaries, position, document, offset = _unpack(data)
+    at = HEADER_BYTES + 4 * boundaries
+    if magic != MAGIC or len(data) != at + width * (count + 1):
         raise ValueError("not a token record")
-    places = np.frombuffer(data, "<u4", boundaries, HEADER.size)
-    tokens = np.frombuffer(data, "<u2" if width == 2 else "<u4", count + 1, HEADER.size + 4 * boundaries)
-    return Record(tokens, places, position, document, offset)
+    places = np.frombuffer(data, U4, boundaries, HEADER_BYTES)
+    return Record(np.frombuffer(data, U2 if width == 2 else U4, count + 1, at), places, position, document, offset)
 
 
 class ShardWriter:
@@ -126,9 +130,15 @@ class ShardWriter:
             self._flush(last=True)
         if self._rows:
             self._flush_documents()
-        files = {}
-        for name, writer in self._files.items():
+        for writer in self._files.values():
             writer.close()
+        names = list(self._files)
+        if self.documents:
+            names.append(f"{self.name}.places")
+            shard = self._temporary(f"{self.name}.array_record")
+            write_places(shard, -(-self.tokens // self.record_tokens), self._temporary(names[-1]))
+        files = {}
+        for name in names:
             temporary = self._temporary(name)
             files[name] = {"bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
             publish(temporary, self.folder / name)

@@ -5,9 +5,10 @@ The stream is all shards in order. Memory: a few numbers for each shard and some
 
 import bisect
 import os
+import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.manifest import read_json, read_manifest
+from pretrain.data.places import Records
 from pretrain.data.records import DOCUMENT_FIELDS, DOCUMENTS_A_RECORD, Record, decode_record, sha256
 from pretrain.errors import UserError
 
@@ -49,6 +51,7 @@ class Split:
             sum(getattr(s, what) for s in self.shards) for what in ("tokens", "documents", "text_bytes")
         )
         self._ends = np.cumsum([0] + [s.tokens for s in self.shards]).tolist()  # entry i: where shard i begins
+        self._files = [f"{s.name}.array_record" for s in self.shards]
         self._readers: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._last: tuple[str, Any] = ("", None)  # file and reader that were used last
@@ -170,7 +173,7 @@ class Split:
         """The record that holds a token, and the token's place in it."""
         shard = bisect.bisect_right(self._ends, position) - 1
         number, inside = divmod(position - self._ends[shard], self.record_tokens)
-        name = f"{self.shards[shard].name}.array_record"
+        name = self._files[shard]
         record = decode_record(self._read(name, number))
         if record.position != number * self.record_tokens:
             raise UserError(f"found another record at {number} in {self.folder / name}, expected its own; {_REPAIR}")
@@ -178,26 +181,35 @@ class Split:
 
     def _read(self, file: str, record: int) -> bytes:
         try:
-            return self._reader(file).read([record])[0]
-        except (RuntimeError, ValueError, IndexError, OSError) as e:
+            return self._reader(file)(record)
+        except (RuntimeError, ValueError, IndexError, OSError, struct.error) as e:
             reason = " ".join(str(e).split())[:200]
             raise UserError(f"found damage in {self.folder / file} ({reason}), expected a record; {_REPAIR}") from None
 
     def _reader(self, file: str):
-        from array_record.python.array_record_module import ArrayRecordReader
-
         last, reader = self._last
         if last == file:
             return reader
         with self._lock:
             reader = self._readers.pop(file, None)
             if reader is None:
-                reader = ArrayRecordReader(str(self.folder / file), "readahead_buffer_size:0")
+                reader = _opened(self.folder / file)
             self._readers[file] = reader
             while len(self._readers) > OPEN_FILES:
                 self._readers.popitem(last=False)
             self._last = file, reader
             return reader
+
+
+def _opened(path: Path) -> Callable[[int], bytes]:
+    """What reads a record of a file by its number."""
+    places = path.with_suffix(".places")
+    if places.exists():
+        return Records(path, places)
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+    return lambda number: reader.read([number])[0]
 
 
 _REPAIR = "restore it or delete this folder and prepare anew"

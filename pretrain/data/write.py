@@ -4,7 +4,7 @@ The source files are divided into units that do not depend on the number of work
 shard for each split. A shard is done when its NAME.json stands; everything before that is written again.
 
     FOLDER/plan.json  tokenizer/  manifest.json
-    FOLDER/{train,validation}-00000.{array_record,documents.array_record,json}
+    FOLDER/{train,validation}-00000.{array_record,places,documents.array_record,json}
 """
 
 import fcntl

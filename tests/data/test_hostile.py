@@ -234,7 +234,7 @@ FOLDERS = {
     ),
     "another version": (
         other_version,
-        "found version 9 in D/manifest.json, expected 2; prepare the corpus anew",
+        "found version 9 in D/manifest.json, expected 3; prepare the corpus anew",
     ),
     "missing shard": (
         lambda d: (d / "train-00000.array_record").unlink(),
