@@ -44,19 +44,17 @@ class HFTokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "HFTokenizer":
+        import tokenizers
+
         try:
             content = path.read_text(encoding="utf-8")
-            model = cls(content, {})._model
+            model = tokenizers.Tokenizer.from_str(content)
+            return cls(content, _roles(path.parent, model), model)
+        except UserError:
+            raise
         except Exception as e:  # the binding raises bare Exception
             reason = " ".join(str(e).split())[:200]
             raise UserError(f"found no tokenizer in {path} ({reason}), expected a tokenizer.json; copy it anew") from e
-        roles = {}
-        for role, names in KNOWN.items():
-            stated = _stated_roles(path.parent).get(role)
-            for name in (stated,) if stated else names:
-                if model.token_to_id(name) is not None:
-                    roles.setdefault(role, name)
-        return cls(content, roles, model)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -110,6 +108,16 @@ class HFTokenizer:
         (Path(folder) / "tokenizer.json").write_text(self.content, encoding="utf-8")
         text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **self.roles}, indent=2)
         (Path(folder) / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _roles(folder: Path, model: Any) -> dict[str, str]:
+    """Which token has which role: as the folder says, else by its usual name."""
+    roles, stated = {}, _stated_roles(folder)
+    for role, names in KNOWN.items():
+        for name in (stated[role],) if stated.get(role) else names:
+            if model.token_to_id(name) is not None:
+                roles.setdefault(role, name)
+    return roles
 
 
 def _stated_roles(folder: Path) -> dict[str, str]:

@@ -219,7 +219,7 @@ def make_tokenizer(corpus: CorpusConfig, folder: Path, units: Sequence[Unit]) ->
             raise no_text(sum(len(unit.files) for unit in units))
         train_sentencepiece(chosen, recipe, temporary)
     publish(temporary, target)
-    return load_tokenizer(target)
+    return given or load_tokenizer(target)
 
 
 def training_texts(corpus: CorpusConfig, units: Sequence[Unit]) -> Iterator[str]:
