@@ -11,8 +11,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-WIDTH = 16
-"""Columns of a block: two vector registers of f32 hold a row of them."""
+WIDTH = 32
+"""Columns of a block: a row of them is two vector registers of f32 with AVX-512, four with AVX2."""
 ROWS = 32
 """More rows are faster in one product with the whole matrix; so is a single row."""
 PART = 64
