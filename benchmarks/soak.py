@@ -82,7 +82,7 @@ class Session:
 
     def until(self, there: Callable[[], bool], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
-        while self.alive() and time.monotonic() < deadline:
+        while len(self.alive()) == len(self.processes) and time.monotonic() < deadline:
             if there():
                 return True
             time.sleep(0.01)

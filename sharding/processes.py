@@ -8,6 +8,10 @@ from importlib.util import find_spec
 from pretrain.errors import UserError
 
 
+LAST_SECONDS = 30
+"""A process that fails waits so long for the others, which wait for it; then it ends, and with it they do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Processes:
     """One of `count` processes that train together; the first one listens on `coordinator` (host:port)."""
@@ -40,7 +44,9 @@ def start(processes: Processes | None, simulate: int | None) -> None:
         jax.config.update("jax_num_cpu_devices", simulate // count)
     if processes is not None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(processes.coordinator, processes.count, processes.index)
+        jax.distributed.initialize(
+            processes.coordinator, processes.count, processes.index, shutdown_timeout_seconds=LAST_SECONDS
+        )
 
 
 def keep_memory() -> None:
