@@ -7,7 +7,6 @@ from importlib.util import find_spec
 
 from pretrain.errors import UserError
 
-
 LAST_SECONDS = 30
 """A process that fails waits so long for the others, which wait for it; then it ends, and with it they do."""
 
