@@ -18,7 +18,7 @@ demo: $(VENV)/core.ready
 	$(BIN)/python -m pretrain demo
 
 test: $(VENV)/test.ready
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' --durations=25
 
 test-slow: $(VENV)/test.ready
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow

@@ -79,7 +79,6 @@ def test_an_empty_folder_with_a_large_number_is_no_checkpoint(corpus, tmp_path, 
     assert [line["step"] for line in tiny.lines(run)] == list(range(1, 13))
 
 
-@pytest.mark.slow
 def test_a_few_faults_of_every_soak_leave_no_trace():
     command = [sys.executable, str(tiny.ROOT / "benchmarks" / "soak.py"), "--faults", "3", "--seed", "5"]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=900)
