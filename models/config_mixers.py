@@ -91,6 +91,9 @@ class Rope:
     """Pairs are neighbours (GPT-J, DeepSeek); otherwise dimension i turns with i + half (Llama)."""
     scaling: RopeScaling | None = None
 
+    def checks(self) -> Checks:
+        return ((0 < self.fraction <= 1, f"fraction={self.fraction}: expected above 0, at most 1"),)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alibi:
@@ -160,13 +163,13 @@ class AttentionConfig:
     """Multiplies q.k; None: head_dim ** -0.5."""
 
     def checks(self) -> Checks:
-        divisors = [k for k in range(1, self.heads + 1) if self.heads % k == 0]
-        turned = self.rotary and int(self.head_dim * self.rotary[0].fraction)
+        divisors = [k for k in range(1, min(self.heads, 256) + 1) if self.heads % k == 0]  # to list
+        turned = self.rotary and int(self.head_dim * min(self.rotary[0].fraction, 1.0))
         scaling = self.rotary and self.rotary[0].scaling
         factors = scaling and getattr(scaling, "short_factors", None)
         return (
             (
-                self.heads > 0 and self.kv_heads in divisors,
+                self.heads > 0 and self.kv_heads > 0 and self.heads % self.kv_heads == 0,
                 f"kv_heads={self.kv_heads} does not divide heads={self.heads}; choose one of {divisors}",
             ),
             (self.head_dim > 0, f"head_dim={self.head_dim}: expected a positive width; set it to d_model / heads"),

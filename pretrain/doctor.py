@@ -16,7 +16,8 @@ from etils import epath
 
 from pretrain.checkpoint.manifest import DAMAGED, DELETED, TEMPORARY, complaint, numbered, read, wrong_files
 from pretrain.errors import UserError
-from pretrain.report.record import ENDS, Line, read_lines, read_object
+from pretrain.metrics.sinks import scan_lines
+from pretrain.report.record import ENDS, Line, read_object
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -195,8 +196,8 @@ def examine(run: epath.Path, *, arrays: bool = True) -> list[Finding]:
     run = epath.Path(run)
     if not run.exists():
         return [_error(str(run), "no such run directory", "give the folder that holds run.json")]
-    metrics, _ = read_lines(run / "metrics.jsonl")
-    events, _ = read_lines(run / "events.jsonl")
+    metrics, _ = scan_lines(run / "metrics.jsonl")
+    events, _ = scan_lines(run / "events.jsonl")
     return [
         *_run_json(run / "run.json"),
         *_lines(run / "metrics.jsonl"),
@@ -227,7 +228,7 @@ def _run_json(path: epath.Path) -> Iterator[Finding]:
 
 
 def _lines(path: epath.Path) -> Iterator[Finding]:
-    lines, broken = read_lines(path)
+    lines, broken = scan_lines(path)
     key = "step" if path.name == "metrics.jsonl" else "kind"
     nameless = sum(key not in line for line in lines)
     if not path.exists():

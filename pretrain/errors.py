@@ -4,14 +4,17 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+LONGEST = 4000
+"""Characters of a problem: some lists of names are long, a hostile name can be longer than the memory of a terminal."""
+
 
 class UserError(Exception):
     """The input is wrong. Each problem is one line: what was found, what was expected, what to do; exit code 2."""
 
     def __init__(self, *problems: str):
-        if not problems or any("\n" in p for p in problems):
-            raise ValueError(f"a UserError takes at least one problem, each on one line; got {problems!r}")
-        super().__init__(*problems)
+        if not problems:
+            raise ValueError("a UserError takes at least one problem")
+        super().__init__(*map(one_line, problems))
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -19,6 +22,16 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.args)
+
+
+def one_line(text: str) -> str:
+    """What a terminal shows as one line, whatever a file put into it: no line ends, no control characters."""
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 class CheckFailed(UserError):

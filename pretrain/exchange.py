@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pretrain import __version__, proof
+from pretrain import __version__, proof, untrusted
 from pretrain.data.tokenizer import Tokenizer, begins_with_bos, load_tokenizer
 from pretrain.data.tokenizer_export import to_hf
 from pretrain.errors import CheckFailed, UserError
@@ -100,7 +100,10 @@ def tokenizer_writer(tokenizer: Tokenizer | None, add_bos: bool, *, types: int =
 
 def _length(folder: Path) -> int | None:
     """The longest sequence that a Hugging Face folder says it is meant for."""
-    return safetensors.read_json(folder / "config.json").get("max_position_embeddings")
+    length = safetensors.read_json(folder / "config.json").get("max_position_embeddings")
+    if length is not None and (type(length) is not int or not 0 < length < 2**31):
+        raise UserError(f"config.json: max_position_embeddings is {repr(length)[:40]}, expected a length; correct it")
+    return length
 
 
 def check_export(folder: str | os.PathLike, model: Transformer) -> dict[str, Any]:
@@ -181,7 +184,10 @@ def _files(folder: Path) -> list[str]:
 
 def _manifest(folder: Path) -> dict[str, str]:
     files = safetensors.read_json(folder / MANIFEST).get("files")
-    return files if isinstance(files, dict) else {}
+    files = files if isinstance(files, dict) else {}
+    if outside := [name for name in files if not all(map(untrusted.is_plain, name.split("/")))]:
+        raise UserError(f"{folder / MANIFEST}: names {outside[0][:100]!r}, expected files inside; export again")
+    return files
 
 
 def changed(folder: Path) -> Iterator[str]:

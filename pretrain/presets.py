@@ -3,13 +3,12 @@
 import ast
 import importlib
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from pretrain import errors
+from pretrain import errors, untrusted
 from pretrain.cli import flags
 from pretrain.config import RunConfig
 from pretrain.errors import UserError
@@ -125,8 +124,8 @@ def _from_run(name: str) -> RunConfig:
     if not path.exists():
         raise UserError(f"{name}: found no {path.name} there, expected a run; pretrain config list shows other configs")
     try:
-        facts = json.loads(path.read_text())
-    except (ValueError, RecursionError, OSError) as error:
+        facts = untrusted.load(path)
+    except (ValueError, OSError) as error:
         raise UserError(f"{path}: not readable ({type(error).__name__}), expected JSON; restore the file") from None
     if not isinstance(facts, dict) or "config" not in facts:
         raise UserError(f"{path}: found no config in it, expected the run.json of a run; name another")

@@ -1,6 +1,5 @@
 """A part of a run computed again from its checkpoint and held against its log."""
 
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from pretrain import job
+from pretrain import job, untrusted
 from pretrain import run as runs
 from pretrain.checkpoint import manifest, reading
 from pretrain.config import RunConfig
@@ -100,8 +99,13 @@ def _logged(run: epath.Path, step: int) -> dict[int, Line]:
     lines = {x["step"]: x for x in read_lines(run / "metrics.jsonl") if isinstance(x.get("step"), int)}
     failed = run / "failed" / str(step) / "facts.json"
     if failed.exists():
-        facts = json.loads(failed.read_text())
-        lines[step] = {"step": step, "batch_hash": facts["batch_hash"], **facts["values"]}
+        try:
+            facts = untrusted.load(failed)
+            lines[step] = {"step": step, "batch_hash": facts["batch_hash"], **facts["values"]}
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{failed}: not readable ({type(error).__name__}), expected what a failed step left; remove its folder"
+            ) from None
     if step not in lines:
         near = sorted(lines, key=lambda n: abs(n - step))[:1]
         raise UserError(

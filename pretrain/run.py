@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from pretrain import __version__
+from pretrain import __version__, untrusted
 from pretrain.config import RunConfig
 from pretrain.data.mixture import continued
 from pretrain.errors import UserError
@@ -37,9 +37,9 @@ def read(run: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        facts = json.loads(path.read_text())
+        facts = untrusted.load(path)
         return facts if isinstance(facts, dict) and "config" in facts else _unreadable(path, "no config")
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, OSError) as error:
         return _unreadable(path, type(error).__name__)
 
 

@@ -1,6 +1,7 @@
 """Configs to JSON and back. Only classes that the annotations of the config name can come out: no code from a file."""
 
 import json
+import sys
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -44,10 +45,12 @@ def decode(data: Any, annotation: Any, path: str = "config") -> Any:
         _expect(isinstance(data, dict), data, data, "an object", path)
         return _parts({k: (v, args[1]) for k, v in data.items()}, path)
     if annotation is float:
-        return _expect(type(data) in (int, float), data, lambda: float(data), "a number", path)
+        fits = type(data) in (int, float) and abs(data) < sys.float_info.max  # no NaN, no infinity
+        return _expect(fits, data, lambda: float(data), "a number", path)
     if annotation in (int, str, bool, type(None)):
         wanted = type(None) if annotation is None else annotation
-        return _expect(type(data) is wanted, data, data, _described((wanted,)), path)
+        fits = type(data) is wanted and (wanted is not int or -(2**63) <= data < 2**63)
+        return _expect(fits, data, data, _described((wanted,)), path)
     raise TypeError(f"{path}: no way to read a {annotation}")
 
 

@@ -1,17 +1,18 @@
 """Texts as a model reads them: framed as in its run's training, or as its Hugging Face folder says."""
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pretrain import untrusted
 from pretrain.config import RunConfig
 from pretrain.data.config import ROLES
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.vocabulary import special
 from pretrain.errors import UserError
 from pretrain.models.config import TransformerConfig
+from pretrain.models.convert import safetensors
 from pretrain.objectives.config import MaskedLm, Objective, PrefixLm, ReplacedToken, SequencePairs, SpanCorruption, Ul2
 
 if TYPE_CHECKING:
@@ -152,7 +153,9 @@ def _split(text: str, marks: Iterable[str]) -> list[str]:
 def _start(folder) -> int | None:
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
-            start = json.loads((folder / name).read_text()).get("decoder_start_token_id")
+            start = safetensors.read_json(untrusted.inside(folder, name)).get("decoder_start_token_id")
+            if start is not None and type(start) is not int:
+                raise UserError(f"{folder / name}: decoder_start_token_id is {repr(start)[:40]}, expected a token's id")
             if start is not None:
                 return start
     return None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from pretrain import untrusted
 from pretrain.errors import UserError, check
 from pretrain.models.config import TransformerConfig
 from pretrain.models.convert import engine, safetensors, sentence
@@ -71,7 +72,7 @@ def load(
     folder = Path(path)
     model = _load(folder, dtype, place)
     if (folder / GENERATOR).is_dir():
-        model = together(model, _load(folder / GENERATOR, dtype, place))
+        model = together(model, _load(untrusted.inside(folder, GENERATOR), dtype, place))
     return model.config, model
 
 
@@ -80,7 +81,7 @@ def _load(folder: Path, dtype: DTypeLike, place: engine.Place) -> Transformer:
         raise UserError(f"{folder}: no such folder, expected one in the Hugging Face layout; check the path")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: found no config.json, expected a folder in the Hugging Face layout; check the path")
-    values = safetensors.read_json(folder / "config.json")
+    values = safetensors.read_json(untrusted.inside(folder, "config.json"))
     family = family_of(values)
     config = family.from_hf(values)
     tensors = engine.modern(family, safetensors.read_folder(folder))

@@ -64,7 +64,7 @@ def load(
 ) -> tuple[TransformerConfig, Transformer]:
     """The config and the model, parameters in f32. Raises UserError with all that is wrong."""
     kind = file.metadata.get("general.architecture")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
             f"{path}: general.architecture is {repr(kind)[:60]}, expected one of {', '.join(FAMILIES)}; "
             "import the model in the Hugging Face layout"

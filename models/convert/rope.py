@@ -15,7 +15,7 @@ from pretrain.models.config import (
     Rope,
     YarnScaling,
 )
-from pretrain.models.convert.fields import Fields
+from pretrain.models.convert.fields import LARGEST, Fields
 
 THETA = 10_000.0
 ORIGINAL = "original_max_position_embeddings"
@@ -153,7 +153,7 @@ def _long_magnitude(factor: float, original: int) -> float:
 
 def _numbers(f: Fields, name: str) -> list[float]:
     values = f.take(name, list)
-    good = [float(v) for v in values or () if type(v) in (int, float) and 0 < v < math.inf]
+    good = [float(v) for v in values or () if type(v) in (int, float) and 0 < v < LARGEST]
     if values is not None and (len(good) != len(values) or not good):
         f.problems.append(f"{f.where}: {name} is {repr(values)[:60]}, expected positive numbers; correct it")
     return good

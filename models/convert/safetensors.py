@@ -10,17 +10,19 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 
+from pretrain import untrusted
 from pretrain.errors import UserError
 
 J = TypeVar("J", dict, list)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_HEADER = untrusted.LARGEST  # bytes; the format has 100 MB, the largest models use a few
+MAX_DIMS = 32  # of an array in numpy 1
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -50,7 +52,7 @@ class Tensor:
 
 def listed(names: list[str], limit: int = 5) -> str:
     """The first few names; hostile ones on one line too."""
-    shown = ", ".join(n if n.isprintable() else repr(n) for n in names[:limit])
+    shown = ", ".join(n if n.isprintable() else repr(n) for n in (n[:200] for n in names[:limit]))
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
@@ -60,7 +62,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     Raises UserError, also for a folder with nothing but pickles: they can run code, nobody opens them here.
     """
     if (folder / SINGLE).is_file():
-        return read_file(folder / SINGLE)
+        return read_file(untrusted.inside(folder, SINGLE))
     if (folder / INDEX).is_file():
         return _read_shards(folder)
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
@@ -73,19 +75,20 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    weights = read_json(folder / INDEX).get("weight_map")
+    weights = read_json(untrusted.inside(folder, INDEX)).get("weight_map")
     if not isinstance(weights, dict) or not weights or not all(isinstance(f, str) for f in weights.values()):
         raise UserError(
             f"{folder / INDEX}: found no weight_map, expected one of tensors to files; write the index again"
         )
     files = sorted(set(weights.values()))
-    if outside := [f for f in files if Path(f).name != f or "\\" in f or not f.endswith(".safetensors")]:
-        raise UserError(f"{folder / INDEX}: names {outside[0]!r}, expected plain .safetensors names in its own folder")
+    if outside := [f for f in files if not untrusted.is_plain(f) or not f.endswith(".safetensors")]:
+        found = repr(outside[0])[:100]
+        raise UserError(f"{folder / INDEX}: names {found}, expected plain .safetensors names in its own folder")
     if missing := [f for f in files if not (folder / f).is_file()]:
         raise UserError(f"{folder}: the shard {listed(missing)} is missing, {INDEX} names it; copy it again")
     out: dict[str, Tensor] = {}
     for file in files:
-        for name, tensor in read_file(folder / file).items():
+        for name, tensor in read_file(untrusted.inside(folder, file)).items():
             if name in out:
                 raise UserError(f"{folder / file}: tensor {listed([name])} is in another shard too; keep one of them")
             if name not in weights:
@@ -103,7 +106,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
             raise UserError(f"{path}: found {size} bytes and no header, expected a safetensors file; copy it again")
-        header = _parse(file.read(length), path, dict)
+        header = _object(lambda: untrusted.loads(file.read(length)), path, dict)
     start, end, out = 8 + length, 0, {}
     entries = {name: _entry(name, entry, path) for name, entry in header.items() if name != "__metadata__"}
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
@@ -130,6 +133,8 @@ def _entry(name: str, entry: object, path: Path) -> tuple[np.dtype, tuple[int, .
             code in DTYPES
             and all(type(n) is int and 0 <= n < 2**48 for n in (*shape, begin, stop))  # a bool is an int too
             and begin <= stop
+            and len(shape) <= MAX_DIMS
+            and math.prod(n or 1 for n in shape) < 2**60  # numpy multiplies them, also where one is zero
         ):
             return np.dtype(DTYPES[code]), tuple(shape), begin, stop
     found = repr(entry)[:100]
@@ -138,27 +143,21 @@ def _entry(name: str, entry: object, path: Path) -> tuple[np.dtype, tuple[int, .
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file; raises UserError for anything else, also for a key that comes twice."""
-    return _parse(path.read_bytes(), path, dict)
+    return _object(lambda: untrusted.load(path), path, dict)
 
 
 def read_list(path: Path) -> list:
     """The list in a JSON file; raises UserError as `read_json` does."""
-    return _parse(path.read_bytes(), path, list)
+    return _object(lambda: untrusted.load(path), path, list)
 
 
-def _parse(text: bytes, path: Path, kind: type[J]) -> J:
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        if len(out := dict(pairs)) != len(pairs):
-            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise ValueError(f"{twice!r} stands in it twice")
-        return out
-
+def _object(read: Callable[[], Any], path: Path, kind: type[J]) -> J:
     expected = "expected an object" if kind is dict else "expected a list"
     try:
-        out = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: found no JSON ({reason}), {expected}; copy the file again") from None
+        out = read()
+    except (ValueError, OSError) as error:
+        said = untrusted.reason(error)
+        raise UserError(f"{path}: found no JSON ({said}), {expected}; copy the file again") from None
     if not isinstance(out, kind):
         raise UserError(f"{path}: found {type(out).__name__} in JSON, {expected}; copy the file again")
     return out

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from pretrain import untrusted
 from pretrain.errors import UserError
 from pretrain.models.config import TaskConfig, TransformerConfig
 from pretrain.models.convert import safetensors
@@ -23,7 +24,7 @@ def read(folder: Path) -> TaskConfig | None:
     path = folder / MODULES
     if not path.is_file():
         return None
-    modules = safetensors.read_list(path)
+    modules = safetensors.read_list(untrusted.inside(folder, MODULES))
     kinds = [str(m.get("type")).rpartition(".")[2] if isinstance(m, dict) else repr(m) for m in modules]
     normalise = kinds[2:] == ["Normalize"]
     if kinds[:2] != ["Transformer", "Pooling"] or (kinds[2:] and not normalise):
@@ -31,9 +32,10 @@ def read(folder: Path) -> TaskConfig | None:
             f"{path}: found the modules {', '.join(kinds)}, expected Transformer, Pooling and perhaps Normalize; "
             f"remove {MODULES} to read the encoder alone"
         )
-    where = folder / str(modules[1].get("path", POOLING)) / "config.json"
-    if where.resolve().parent.parent != folder.resolve():
-        raise UserError(f"{path}: found the path {modules[1].get('path')!r}, expected a folder inside; correct it")
+    inner = modules[1].get("path", POOLING)
+    if not untrusted.is_plain(inner):
+        raise UserError(f"{path}: found the path {repr(inner)[:100]}, expected a folder inside; correct it")
+    where = untrusted.inside(folder, f"{inner}/config.json")
     values = safetensors.read_json(where)
     modes = [name for name in (*MODES, *OTHER_MODES) if values.get(name)]
     if len(modes) != 1 or modes[0] not in MODES:

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 from etils import epath
 
+from pretrain import untrusted
 from pretrain.errors import UserError
 
 NAME = "manifest.json"
@@ -59,18 +62,48 @@ def _digest(facts: dict[str, Any]) -> str:
 def read(step: epath.Path) -> Manifest:
     """Raises UserError where it is missing, torn, changed or of another step."""
     try:
-        facts = json.loads((step / NAME).read_text())
+        facts = untrusted.load(step / NAME)
         digest = facts.pop("digest")
         if digest != _digest(facts):
             raise UserError(_damaged(step, "its manifest is not the one that was written"))
         manifest = Manifest(**{**facts, "progress": Progress(**facts["progress"])})
+        if wrong := next(_nonsense(manifest), None):
+            raise UserError(_damaged(step, wrong))
     except OSError as error:
         raise UserError(_damaged(step, f"its manifest cannot be read ({type(error).__name__})")) from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(_damaged(step, f"its manifest is no manifest ({type(error).__name__})")) from None
     if step.name.isdigit() and int(step.name) != manifest.progress.step:
         raise UserError(_damaged(step, f"its manifest is of step {manifest.progress.step}"))
     return manifest
+
+
+def _nonsense(manifest: Manifest) -> Iterator[str]:
+    """What no save writes, though the digest may be right: whoever can write the file can count its digest."""
+    for name, count in vars(manifest.progress).items():
+        if not _is_count(count):
+            yield f"its {name} is {repr(count)[:40]}"
+    if not isinstance(manifest.arrays, dict) or not all(_is_array(a) for a in manifest.arrays.values()):
+        yield "it describes arrays that nothing can hold"
+    if not isinstance(manifest.files, dict) or not all(map(_is_count, manifest.files.values())):
+        yield "it lists no files"
+    elif strange := [n for n in manifest.files if not all(map(untrusted.is_plain, n.split("/")))]:
+        yield f"it names {strange[0][:100]!r}, which is no file of a checkpoint"
+    if manifest.loss is not None and type(manifest.loss) not in (int, float):
+        yield f"its loss is {repr(manifest.loss)[:40]}"
+    if not isinstance(manifest.origin, dict):
+        yield "it has no origin"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_array(described: Any) -> bool:
+    match described:
+        case [list(shape), str(), int()]:
+            return len(shape) <= 32 and all(map(_is_count, shape)) and math.prod(n or 1 for n in shape) < 2**60
+    return False
 
 
 def _damaged(step: epath.Path, what: str) -> str:

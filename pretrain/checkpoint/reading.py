@@ -1,5 +1,7 @@
 """Arrays of a checkpoint, each compared with the fingerprint that its manifest holds."""
 
+import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +53,7 @@ def read_part(step: epath.Path, abstract: Any) -> Any:
     stored = {name: shape for name, shape in described(facts).items() if name.split("/")[0] in abstract}
     layout.require_same(stored, layout.describe(arrays), f"checkpoint {step.name}")
     try:
+        _require_room(arrays)
         nested = _read(step, layout.nest(arrays), partial=True)
     except Exception as error:
         raise UserError(_sentence(step, reason(error))) from None
@@ -66,19 +69,31 @@ def verify(step: epath.Path) -> list[str]:
         facts = manifest.read(step)
     except UserError as error:
         return [f"{step.name}: {manifest.complaint(error)}"]
-    wrong = manifest.wrong_files(step, facts)
+    wrong, sizes = manifest.wrong_files(step, facts), _stored(step)
     for name, (shape, dtype, value) in facts.arrays.items():
-        if problem := _wrong(step, name, [shape, dtype], value):
+        lies = name in sizes and sizes[name] != shape  # nothing is made room for that is not as it was saved
+        problem = f"is stored as {sizes[name]}, expected {shape}" if lies else _wrong(step, name, [shape, dtype], value)
+        if problem:
             wrong.append(f"{name}: {problem}")
     return [f"{step.name}: {line}" for line in wrong]
 
 
+def _stored(step: epath.Path) -> dict[str, list[int]]:
+    """The shapes that the array files themselves state; none where Orbax cannot read them."""
+    try:
+        found: Any = ocp.PyTreeCheckpointHandler().metadata(step.resolve())
+        return {name: list(a.shape) for name, a in layout.unnest(dict(found.tree)).items()}
+    except Exception:
+        return {}
+
+
 def _wrong(step: epath.Path, name: str, wanted: list, value: int) -> str:
     whole = layout.nest({name: ocp.RestoreArgs(restore_type=np.ndarray)})
-    target = layout.nest({name: jax.ShapeDtypeStruct(wanted[0], np.dtype(wanted[1]))})
     try:
+        target = layout.nest({name: jax.ShapeDtypeStruct(wanted[0], np.dtype(wanted[1]))})
+        _require_room(target)
         args = ocp.args.PyTreeRestore(target, restore_args=whole, partial_restore=True)
-        found = layout.unnest(ocp.PyTreeCheckpointHandler().restore(step.resolve(), args=args))[name]
+        found = layout.unnest(_found(ocp.PyTreeCheckpointHandler().restore(step.resolve(), args=args)))[name]
     except Exception as error:  # whatever Orbax and TensorStore raise on damaged files
         return f"cannot be read ({reason(error)})"
     if [list(found.shape), str(found.dtype)] != wanted:
@@ -108,4 +123,20 @@ def _read(step: epath.Path, target: dict[str, Any], *, partial: bool = False) ->
     args = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=partial
     )
-    return ocp.PyTreeCheckpointHandler().restore(step.resolve(), args=args)
+    return _found(ocp.PyTreeCheckpointHandler().restore(step.resolve(), args=args))
+
+
+def _found(arrays: Any) -> Any:
+    """Orbax leaves what a damaged tree does not name as it was asked for, a shape without numbers."""
+    for name, array in layout.unnest(arrays).items():
+        if not isinstance(array, np.ndarray | jax.Array):
+            raise ValueError(f"{name} was not found")
+    return arrays
+
+
+def _require_room(arrays: Any) -> None:
+    """Raises ValueError for more than this machine can hold, whatever a file says of itself."""
+    needed = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(arrays))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(f"it takes {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pretrain import untrusted
 from pretrain.data.lanes import Cursor, Place
 
 FIRST, LONGEST = 0.5, 60.0
@@ -57,11 +58,19 @@ class Journal:
 
     def _content(self, line: bytes) -> dict | None:
         try:
-            content = json.loads(line)
+            content = untrusted.loads(line)
             stated = content.pop("sha256")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             return None
-        return content if stated == _digest(content) and content["of"] == self.digest else None
+        if stated != _digest(content) or content.get("of") != self.digest:
+            return None
+        match content:
+            case {"step": int(), "first": int(), "lanes": list(lanes)} if all(
+                isinstance(lane, list) and len(lane) == 6 and all(type(n) is int and n >= 0 for n in lane)
+                for lane in lanes
+            ):
+                return content
+        return None
 
 
 def _digest(content: dict) -> str:

@@ -4,15 +4,19 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain import untrusted
 from pretrain.data.config import CorpusConfig
 from pretrain.data.records import publish
 from pretrain.errors import UserError
 
 VERSION = 3
+LARGEST = 1 << 28
+"""Bytes of a JSON file of a corpus: millions of names of source files."""
 SPLITS = ("train", "validation")
 SEAL, LIST = "sha256", "rows"
 """Keys of our JSON files: of the rest of the content; of a list, which has no keys of its own."""
@@ -55,15 +59,19 @@ def write_json(path: Path, value) -> None:
     publish(temporary, path)
 
 
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises UserError where it is not that any more."""
-    return _unsealed(path, _parsed(path))
+def read_json(path: Path, **kinds: type) -> Any:
+    """What `write_json` wrote; with `kinds` an object that has these keys. Raises UserError where it is not that."""
+    content = _unsealed(path, _parsed(path))
+    for name, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+            raise UserError(f"found no {name} in {path}, expected what prepare writes; restore it or prepare anew")
+    return content
 
 
 def _parsed(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        return untrusted.load(path, LARGEST)
+    except (ValueError, OSError):
         raise UserError(f"found a damaged {path}, expected JSON; restore it or prepare into another folder") from None
 
 
@@ -74,6 +82,11 @@ def _unsealed(path: Path, content: Any) -> Any:
             "another folder"
         )
     return content[LIST] if content.keys() == {LIST} else content
+
+
+def sources(folder: Path, shard: str) -> list[str]:
+    """The source files that the documents of a shard name by number. Raises UserError."""
+    return [str(name) for name in read_json(folder / f"{shard}.json", sources=list)["sources"]]
 
 
 def _digest(content: dict) -> str:
@@ -91,9 +104,34 @@ def read_manifest(folder: Path) -> Manifest:
     value = _unsealed(path, parsed)
     try:
         shards = {split: [Shard(**s) for s in value["shards"][split]] for split in SPLITS}
-        return Manifest(**{**value, "shards": shards})
+        manifest = Manifest(**{**value, "shards": shards})
     except (KeyError, TypeError):
         raise UserError(f"found a damaged {path}, expected a manifest; restore it or prepare anew") from None
+    if wrong := next(_nonsense(manifest), None):
+        raise UserError(f"found {wrong} in {path}, which no corpus has; restore it or prepare anew")
+    return manifest
+
+
+def _nonsense(manifest: Manifest) -> Iterator[str]:
+    """What prepare never writes, though the checksum may be right: whoever can write the file can count it."""
+    kinds = {"corpus": dict, "tokenizer": str, "dropped": dict, "funnel": list}
+    if other := [name for name, kind in kinds.items() if not isinstance(getattr(manifest, name), kind)]:
+        yield f"another {other[0]}"
+        return
+    counts = {"vocab_size": manifest.vocab_size, "record_tokens": manifest.record_tokens, **manifest.dropped}
+    for shard in (s for split in SPLITS for s in manifest.shards[split]):
+        where = repr(shard.name)[:80]
+        counts |= {f"{where}.{what}": getattr(shard, what) for what in ("documents", "tokens", "text_bytes")}
+        if not isinstance(shard.part, str) or not untrusted.is_plain(shard.name):
+            yield f"the shard {where}"
+        if not isinstance(shard.files, dict) or not all(map(untrusted.is_plain, shard.files)):
+            yield f"{repr(shard.files)[:80]} as files"
+        elif not all(isinstance(f, dict) and {"bytes", "sha256"} <= f.keys() for f in shard.files.values()):
+            yield f"files without sizes in {where}"
+    strange = [(n, c) for n, c in counts.items() if type(c) is not int or not 0 <= c < 2**48]
+    yield from (f"{str(n)[:80]}={str(c)[:40]}" for n, c in strange)
+    if not strange and not 0 < manifest.record_tokens <= 2**24:
+        yield f"record_tokens={manifest.record_tokens}"
 
 
 def plain(config) -> Any:

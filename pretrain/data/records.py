@@ -51,11 +51,15 @@ def encode_record(record: Record) -> bytes:
 
 def decode_record(data: bytes) -> Record:
     """A view of `data`; ValueError where it is no record."""
+    if len(data) < HEADER_BYTES:
+        raise ValueError("not a token record")
     magic, width, count, boundaries, position, document, offset = _unpack(data)
     at = HEADER_BYTES + 4 * boundaries
-    if magic != MAGIC or len(data) != at + width * (count + 1):
+    if magic != MAGIC or len(data) != at + width * (count + 1) or width not in (2, 4):
         raise ValueError("not a token record")
     places = np.frombuffer(data, U4, boundaries, HEADER_BYTES)
+    if (boundaries and places.max() > count) or min(position, document, offset) < 0:
+        raise ValueError("a token record whose places lie outside it")
     return Record(np.frombuffer(data, U2 if width == 2 else U4, count + 1, at), places, position, document, offset)
 
 

@@ -26,7 +26,7 @@ def table_rows(source: Parquet | DatasetFolder, file: str) -> Iterator[tuple[int
                     raise too_long(f"{file} row {row}", source.max_document_bytes)
                 yield row, value or b""
                 row += 1
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError, SystemError) as e:  # the last: sizes below zero
         reason = " ".join(str(e).split())
         raise UserError(f"{file}: found damaged {kind} ({reason}), expected a whole file; copy it anew") from None
 
@@ -45,8 +45,13 @@ def _batches(file: str, column: str) -> Iterator[Any]:
     with pa.memory_map(file) as mapped, pa.ipc.open_stream(mapped) as stream:
         _check_column(file, stream.schema, column)
         for batch in stream:
-            for start in range(0, batch.num_rows, 256):
-                yield batch.column(column).slice(start, 256)
+            batch.validate()
+            texts = batch.column(column)
+            plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(texts.type, texts.type)
+            texts = texts.view(plain)
+            texts.validate(full=True)  # offsets lead into the file and nowhere else; as bytes: UTF-8 is judged later
+            for start in range(0, len(texts), 256):
+                yield texts.slice(start, 256)
 
 
 def _check_column(file: str, schema: Any, column: str) -> None:

@@ -1,12 +1,19 @@
 """Text to token ids and back, whatever file the vocabulary came from."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pretrain import untrusted
 from pretrain.errors import UserError
+
+LARGEST_FILE = 1 << 27
+"""Bytes of a vocabulary: four times the largest tokenizer.json published."""
+MOST_TOKENS = 1 << 22
+"""Sixteen times the largest vocabulary published: tables are as long as the largest id."""
+MOST_GROWTH = 1000
+"""Times that a text may become longer by what a file says of normalisation, whose steps multiply; NFKC has 33."""
 
 
 class Tokenizer(Protocol):
@@ -44,6 +51,13 @@ def without_surrogates(text: str) -> str:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def longest_replacement(charsmap: bytes) -> int:
+    """Bytes that one character becomes at most, in a compiled map of sentencepiece: the size of its trie, the trie, and
+    the replacements with a zero behind each."""
+    texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
+    return max(map(len, texts.split(b"\0")))
+
+
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """A sentencepiece `.model`, a Hugging Face `tokenizer.json`, or a folder that holds one (.json first)."""
     from pretrain.data.tokenizer_hf import HFTokenizer
@@ -57,7 +71,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
             raise UserError(
                 f"found no tokenizer in {path}, expected tokenizer.json or a .model file; name another folder"
             )
-        path = found[0]
+        path = untrusted.inside(path, found[0].name)
     if not path.is_file():
         raise UserError(f"found nothing at {path}, expected a tokenizer file or folder; correct the path")
     return HFTokenizer.load(path) if path.suffix == ".json" else SentencePieceTokenizer.load(path)
@@ -66,7 +80,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 def begins_with_bos(folder: str | os.PathLike) -> bool:
     """Whether a text begins with bos, as the tokenizer_config.json of a folder says; where it says nothing, yes."""
     try:
-        said = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        said = untrusted.load(Path(folder) / "tokenizer_config.json")
+    except (OSError, ValueError):
         return True
     return not isinstance(said, dict) or said.get("add_bos_token") is not False

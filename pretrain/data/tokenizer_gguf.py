@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pretrain import untrusted
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokenizer_hf import HFTokenizer
+from pretrain.data.tokenizer_hf import HFTokenizer, is_refusal
 from pretrain.data.tokenizer_sentencepiece import SentencePieceTokenizer
 from pretrain.errors import UserError
 
@@ -52,8 +53,10 @@ def tokenizer_of(metadata: Mapping[str, Any], where: str) -> tuple[Tokenizer, bo
         made = (_bpe if kind == "gpt2" else _sentencepiece)(metadata, tokens, types, ids, where)
     except UserError:
         raise
-    except Exception as error:  # the bindings raise bare Exception
-        reason = " ".join(str(error).split())[:120]
+    except BaseException as error:  # the bindings raise bare Exception, and a panic of Rust is not even that
+        if not is_refusal(error):
+            raise
+        reason = untrusted.reason(error)
         raise UserError(f"{where}: its vocabulary makes no tokenizer ({reason}); copy the file again") from None
     return made, bool(metadata.get(f"{KEY}add_bos_token", kind == "llama"))
 
@@ -64,7 +67,7 @@ def _bpe(metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: 
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     pre, merges = metadata.get(f"{KEY}pre", "gpt-2"), metadata.get(f"{KEY}merges", [])
-    if pre not in SPLITS:
+    if not isinstance(pre, str) or pre not in SPLITS:
         raise UserError(
             f"{where}: {KEY}pre is {repr(pre)[:40]}, expected one of {', '.join(SPLITS)}; "
             "import the model in the Hugging Face layout"

@@ -1,15 +1,24 @@
 """Vocabularies in the Hugging Face `tokenizer.json` format."""
 
+import base64
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.tokenizer import without_surrogates
+from pretrain import untrusted
+from pretrain.data.tokenizer import (
+    LARGEST_FILE,
+    MOST_GROWTH,
+    MOST_TOKENS,
+    longest_replacement,
+    without_surrogates,
+)
 from pretrain.errors import UserError
 
 KNOWN = {  # names to try where no tokenizer_config.json says which token has which role
@@ -47,29 +56,40 @@ class HFTokenizer:
         import tokenizers
 
         try:
-            content = path.read_text(encoding="utf-8")
+            content = untrusted.read(path, LARGEST_FILE).decode("utf-8")
+            if said := content.strip() and bomb(untrusted.loads(content)):
+                raise ValueError(said)
             model = tokenizers.Tokenizer.from_str(content)
             return cls(content, _roles(path.parent, model), model)
         except UserError:
             raise
-        except Exception as e:  # the binding raises bare Exception
-            reason = " ".join(str(e).split())[:200]
+        except BaseException as e:  # the binding raises bare Exception, and a panic of Rust is not even that
+            if not is_refusal(e):
+                raise
+            reason = untrusted.reason(e, 200)
             raise UserError(f"found no tokenizer in {path} ({reason}), expected a tokenizer.json; copy it anew") from e
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self._model.encode_batch_fast([without_surrogates(t) for t in texts], add_special_tokens=False)
-        found = [e.ids for e in encoded]  # each access copies
+        found = self._ids([without_surrogates(t) for t in texts])
         return [ids if self._special.keys().isdisjoint(ids) else self._apart(t) for ids, t in zip(found, texts)]
 
     def _apart(self, text: str) -> list[int]:
         """A unigram model finds its own special tokens in text: cut each after its first character."""
         spelled = "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in self._special.values() if s[1:])
         parts = re.split(spelled, without_surrogates(text))
-        ids = [i for p in self._model.encode_batch_fast(parts, add_special_tokens=False) for i in p.ids]
-        return [i for i in ids if i not in self._special]
+        return [i for ids in self._ids(parts) for i in ids if i not in self._special]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]  # each access copies
+        except BaseException as e:
+            if not is_refusal(e):
+                raise
+            reason = untrusted.reason(e)
+            raise UserError(f"the tokenizer cannot encode a text ({reason}), expected ids; use another one") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode(list(ids), skip_special_tokens=True)
@@ -120,19 +140,59 @@ def _roles(folder: Path, model: Any) -> dict[str, str]:
     return roles
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether it is the file's fault, as the binding says it."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def bomb(content: Any) -> str:
+    """How a tokenizer.json would fill the memory, or "": by numbers of tokens, or by texts that grow."""
+    if not isinstance(content, dict):
+        return "no object"
+    vocabulary, added = (content.get("model") or {}).get("vocab"), content.get("added_tokens") or ()
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary or ()))
+    ids = [*ids, *(token.get("id") for token in added)]
+    if wrong := [i for i in ids if type(i) is not int or not 0 <= i < MOST_TOKENS]:
+        return f"a token has the number {repr(wrong[0])[:40]}, expected at most {MOST_TOKENS}"
+    for name in ("normalizer", "decoder"):
+        if (times := _growth(content.get(name))) > MOST_GROWTH:
+            return f"its {name} makes a text {times:.3g} times as long, expected at most {MOST_GROWTH}"
+    return ""
+
+
+def _growth(step: Any) -> float:
+    """Times that a step can make a text longer."""
+    match step:
+        case {"type": "Sequence"}:
+            return math.prod(_growth(s) for s in step.get("normalizers") or step.get("decoders") or ())
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
+            return max(1.0, len(new) / len(old))
+        case {"type": "Replace", "content": str(new)} | {"type": "Prepend", "prepend": str(new)}:
+            return 1.0 + len(new)
+        case {"type": "Precompiled", "precompiled_charsmap": str(packed)}:
+            return max(1.0, longest_replacement(base64.b64decode(packed)))
+    return 1.0
+
+
 def _stated_roles(folder: Path) -> dict[str, str]:
     """Roles from the files beside tokenizer.json; a token is a string or {"content": string}."""
     roles = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         try:
-            stated = json.loads((folder / name).read_text(encoding="utf-8"))
+            stated = untrusted.load(untrusted.inside(folder, name))
         except FileNotFoundError:
             continue
-        except ValueError as e:
-            raise UserError(f"found broken JSON in {folder / name} ({e}), expected an object; copy it anew") from None
+        except (ValueError, OSError) as e:
+            reason = untrusted.reason(e)
+            raise UserError(f"found broken JSON in {folder / name} ({reason}), expected an object; copy it") from None
+        if not isinstance(stated, dict):
+            raise UserError(f"found no object in {folder / name}, expected one of tokens by role; copy it anew")
         for role in KNOWN:
             token = stated.get(role)
             token = token.get("content") if isinstance(token, dict) else token
+            if token and not isinstance(token, str):
+                found = repr(token)[:40]
+                raise UserError(f"{folder / name}: {role} is {found}, expected the text of a token; correct it")
             if token:
                 roles[role] = token
     return roles

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pretrain import untrusted
 from pretrain.data.config import TrainSentencePiece
-from pretrain.data.tokenizer import without_surrogates
+from pretrain.data.tokenizer import LARGEST_FILE, MOST_GROWTH, MOST_TOKENS, longest_replacement, without_surrogates
 from pretrain.errors import UserError
 
 MARK = "\u2581"  # sentencepiece's spelling of a space; in text it is a character like any other
@@ -33,6 +34,9 @@ class SentencePieceTokenizer:
 
         self.content = content
         self.proto = ModelProto.FromString(content)
+        times = longest_replacement(self.proto.normalizer_spec.precompiled_charsmap)
+        if not 0 < len(self.proto.pieces) <= MOST_TOKENS or times > MOST_GROWTH:
+            raise ValueError(f"found {len(self.proto.pieces)} tokens and texts that grow {times} times")
         self._model = model = sentencepiece.SentencePieceProcessor(model_proto=content)
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = model.vocab_size()
@@ -53,8 +57,8 @@ class SentencePieceTokenizer:
         from google.protobuf.message import DecodeError
 
         try:
-            return cls(path.read_bytes())
-        except (RuntimeError, DecodeError, ValueError):
+            return cls(untrusted.read(path, LARGEST_FILE))
+        except (RuntimeError, DecodeError, ValueError, OSError):
             raise UserError(f"found no sentencepiece model in {path}, expected one; copy it anew") from None
 
     def _a_piece_crosses_a_cut(self) -> bool:

@@ -76,7 +76,7 @@ def require_stream(corpus: CorpusConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         sweep(folder)
-        if not sources.is_file() or read_json(sources)["files"] != listed:
+        if not sources.is_file() or read_json(sources, files=list)["files"] != listed:
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)  # of other text, before a kill
             write_json(sources, {"files": listed})
         first = _first_documents(corpus)
@@ -105,7 +105,7 @@ def open_stream(corpus: CorpusConfig, folder: Path) -> Stream:
     if isinstance(corpus.tokenizer, TokenizerFile) and Path(corpus.tokenizer.path).exists():
         require_same_tokenizer(folder, manifest.tokenizer, load_tokenizer(corpus.tokenizer.path))
     listed = _listed(corpus)
-    _require_same_files(folder, read_json(folder / "sources.json")["files"], listed)
+    _require_same_files(folder, read_json(folder / "sources.json", files=list)["files"], listed)
     sources: dict[str, Single] = dict(parts_of(corpus.source))
     return Stream(
         folder=folder,

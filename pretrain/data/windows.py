@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.manifest import read_json, read_manifest
+from pretrain.data.manifest import read_manifest, sources
 from pretrain.data.places import Records
 from pretrain.data.records import DOCUMENT_FIELDS, DOCUMENTS_A_RECORD, Record, decode_record, sha256
 from pretrain.errors import UserError
@@ -113,6 +113,9 @@ class Split:
             offset = inside - int(record.boundaries[before - 1]) if before else record.offset + inside
             file, row, _, tokens = self.document(shard, document)
             n = min(tokens - offset, end - at)
+            if n <= 0:
+                name = f"{self.shards[shard].name}.documents.array_record"
+                raise self._damaged(name, f"document {document} of {tokens} tokens, of which {offset} were read")
             out.append(Piece(at - position, n, self.shards[shard].name, document, offset, file, row))
             at += n
         return out
@@ -120,18 +123,21 @@ class Split:
     def document(self, shard: int, number: int) -> tuple[str, int, int, int]:
         """Source file, row in it, bytes of text and tokens of a document."""
         name = self.shards[shard].name
-        data = self._read(f"{name}.documents.array_record", number // DOCUMENTS_A_RECORD)
-        table = np.frombuffer(data, "<i8").reshape(-1, DOCUMENT_FIELDS)
+        table = self._documents(name, number // DOCUMENTS_A_RECORD)
+        if number < 0 or number % DOCUMENTS_A_RECORD >= len(table):
+            raise self._damaged(f"{name}.documents.array_record", f"no document {number}")
         file, row, text_bytes, tokens = (int(x) for x in table[number % DOCUMENTS_A_RECORD])
-        return read_json(self.folder / f"{name}.json")["sources"][file], row, text_bytes, tokens
+        names = sources(self.folder, name)
+        if not 0 <= file < len(names):
+            raise self._damaged(f"{name}.documents.array_record", f"source file {file} of {len(names)}")
+        return names[file], row, text_bytes, tokens
 
     def document_lengths(self) -> np.ndarray:
         """int64, tokens of every document in the order of the stream."""
         out = []
         for shard in self.shards:
             for record in range(-(-shard.documents // DOCUMENTS_A_RECORD)):
-                data = self._read(f"{shard.name}.documents.array_record", record)
-                out.append(np.frombuffer(data, "<i8").reshape(-1, DOCUMENT_FIELDS)[:, -1])
+                out.append(self._documents(shard.name, record)[:, -1])
         return np.concatenate(out) if out else np.zeros(0, np.int64)
 
     @cached_property
@@ -147,9 +153,7 @@ class Split:
     def window_lengths(self, window: int) -> np.ndarray:
         """int64, tokens of each document of a window."""
         shard = int(np.searchsorted(self._windows, window, "right")) - 1
-        name = f"{self.shards[shard].name}.documents.array_record"
-        data = self._read(name, window - int(self._windows[shard]))
-        return np.frombuffer(data, "<i8").reshape(-1, DOCUMENT_FIELDS)[:, -1]
+        return self._documents(self.shards[shard].name, window - int(self._windows[shard]))[:, -1]
 
     def verify(self) -> None:
         """Reads every file; raises UserError naming each that does not have the manifest's sha256."""
@@ -174,17 +178,32 @@ class Split:
         shard = bisect.bisect_right(self._ends, position) - 1
         number, inside = divmod(position - self._ends[shard], self.record_tokens)
         name = self._files[shard]
-        record = decode_record(self._read(name, number))
+        try:
+            record = decode_record(self._read(name, number))
+        except ValueError as error:
+            raise self._damaged(name, str(error)) from None
+        if inside >= len(record.tokens) - 1:
+            raise self._damaged(name, f"a record of {len(record.tokens) - 1} tokens")
         if record.position != number * self.record_tokens:
             raise UserError(f"found another record at {number} in {self.folder / name}, expected its own; {_REPAIR}")
         return record, inside
 
+    def _documents(self, shard: str, record: int) -> np.ndarray:
+        """int64 [documents, DOCUMENT_FIELDS], of one record of the index."""
+        data = self._read(f"{shard}.documents.array_record", record)
+        if len(data) % (8 * DOCUMENT_FIELDS):
+            raise self._damaged(f"{shard}.documents.array_record", f"a record of {len(data)} bytes")
+        return np.frombuffer(data, "<i8").reshape(-1, DOCUMENT_FIELDS)
+
+    def _damaged(self, file: str, found: str) -> UserError:
+        return UserError(f"found damage in {self.folder / file} ({found}), expected a record; {_REPAIR}")
+
     def _read(self, file: str, record: int) -> bytes:
         try:
             return self._reader(file)(record)
-        except (RuntimeError, ValueError, IndexError, OSError, struct.error) as e:
+        except (RuntimeError, ValueError, IndexError, OverflowError, OSError, struct.error) as e:
             reason = " ".join(str(e).split())[:200]
-            raise UserError(f"found damage in {self.folder / file} ({reason}), expected a record; {_REPAIR}") from None
+            raise self._damaged(file, reason) from None
 
     def _reader(self, file: str):
         last, reader = self._last

@@ -33,6 +33,7 @@ from pretrain.data.manifest import (
     read_json,
     read_manifest,
     require_same_corpus,
+    sources,
     write_json,
 )
 from pretrain.data.processes import die_with_parent
@@ -151,7 +152,7 @@ def _plan(corpus: CorpusConfig, folder: Path, files: list[tuple[str, str, int]])
     listed = [list(f) for f in files]
     listed += [["evaluation", file, os.path.getsize(file)] for file in evaluations(corpus.steps)]
     if path.is_file():
-        plan = read_json(path)
+        plan = read_json(path, corpus=dict, files=list)
         require_same_corpus(folder, plan["corpus"], corpus)
         if plan["files"] != listed:
             changed = next(new or old for old, new in _zip_longest(plan["files"], listed) if old != new)[1]
@@ -248,7 +249,7 @@ def _write_units(
 
     def count(number: int) -> None:
         for split in SPLITS:
-            facts = read_json(_shard_json(folder, split, number))
+            facts = read_json(_shard_json(folder, split, number), tokens=int, documents=int)
             state["tokens"] += facts["tokens"]
             state["documents"] += facts["documents"]
         state["done"] += 1
@@ -359,7 +360,7 @@ def _finish(corpus: CorpusConfig, folder: Path, units: int, tokenizer: Tokenizer
     dropped, shards = Counter(), {split: [] for split in SPLITS}
     for number in range(units):
         for split in SPLITS:
-            facts = read_json(_shard_json(folder, split, number))
+            facts = read_json(_shard_json(folder, split, number), dropped=dict, sources=list)
             dropped.update(facts.pop("dropped"))
             del facts["sources"]
             shards[split].append(Shard(**facts))
@@ -375,6 +376,6 @@ def _finish(corpus: CorpusConfig, folder: Path, units: int, tokenizer: Tokenizer
         funnel=rows,
     )
     if not manifest.total("train", "documents"):
-        raise no_text(sum(len(read_json(_shard_json(folder, "train", n))["sources"]) for n in range(units)))
+        raise no_text(sum(len(sources(folder, f"train-{n:05d}")) for n in range(units)))
     write_json(folder / "manifest.json", asdict(manifest))
     return manifest

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, replace
 
 from etils import epath
 
+from pretrain import untrusted
 from pretrain.errors import CheckFailed, UserError
 from pretrain.health.config import HealthConfig, LowerLr, Rewind, Skip, Stop
 from pretrain.metrics.sinks import Recorder
+from pretrain.serial import decode
 
 FILE = "skipped.json"
 
@@ -95,8 +97,8 @@ def read(run: epath.Path) -> list[Decision]:
     if not path.exists():
         return []
     try:
-        return [Decision(**found) for found in json.loads(path.read_text())]
-    except (ValueError, TypeError, OSError) as error:
+        return list(decode(untrusted.load(path), tuple[Decision, ...], str(path)))
+    except (ValueError, OSError) as error:
         raise UserError(
             f"{path}: not readable ({type(error).__name__}), expected the steps that this run leaves out; restore it"
         ) from None

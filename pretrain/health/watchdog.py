@@ -14,12 +14,16 @@ from typing import Any
 
 from etils import epath
 
+from pretrain import untrusted
+
 HUNG = 75
 """Exit code: EX_TEMPFAIL of sysexits.h, start it again."""
 PATIENCE = {"compile": 4, "evaluate": 4, "save": 4, "restore": 4}
 """Times `hang_seconds` that a phase may take; others have one."""
 TICKS, TICK_SECONDS = 10, 10.0
 """Looks in `hang_seconds`, and the longest time between two. Heartbeats are as old at most."""
+BEAT = {"process": int, "host": str, "pid": int, "step": int, "doing": str, "time": (int, float)}
+"""What a heartbeat says."""
 LAST_WORDS_SECONDS = 30
 """For writing stacks to a file system that may hang too."""
 
@@ -125,8 +129,9 @@ def read(run: epath.Path) -> list[dict[str, Any]]:
     for path in folder.iterdir() if folder.exists() else ():
         with contextlib.suppress(OSError, ValueError):
             if path.suffix == ".json":
-                out.append(json.loads(path.read_text()))
-    return sorted(out, key=lambda beat: beat["process"])
+                out.append(untrusted.load(path))
+    whole = [b for b in out if isinstance(b, dict) and all(isinstance(b.get(k), t) for k, t in BEAT.items())]
+    return sorted((b for b in whole if 0 <= b["time"] < 2**40), key=lambda beat: beat["process"])
 
 
 def lagging(beats: list[dict[str, Any]], tick: float, now: float | None = None) -> list[str]:

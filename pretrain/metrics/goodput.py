@@ -5,7 +5,7 @@ two sessions is down. Steps that were trained again behind a resume or a rewind 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +15,18 @@ ROWS = ("productive", "data_wait", "start", "compile", "evaluation", "checkpoint
 
 
 @dataclass
-class _Step:
-    step: int
+class _Steps:
+    """Neighbours that one line speaks for: a log says how long its steps took on the average."""
+
+    first: int
+    last: int
     seconds: float
+    """Of each."""
     waited: float
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
 
 
 @dataclass
@@ -26,7 +34,7 @@ class _Session:
     begin: float
     end: float
     seconds: dict[str, float] = field(default_factory=dict)
-    steps: list[_Step] = field(default_factory=list)
+    steps: list[_Steps] = field(default_factory=list)
 
     def add(self, row: str, seconds: Any) -> None:
         if isinstance(seconds, int | float):
@@ -41,9 +49,9 @@ def goodput(metrics: Sequence[Line], events: Sequence[Line]) -> dict[str, Any]:
         for row, seconds in session.seconds.items():
             out[row] += seconds
         for step in session.steps:
-            out["productive"] += step.seconds - step.waited
-            out["data_wait"] += step.waited
-    out["lost"] = sum(step.seconds for step in lost)
+            out["productive"] += step.count * (step.seconds - step.waited)
+            out["data_wait"] += step.count * step.waited
+    out["lost"] = sum(step.count * step.seconds for step in lost)
     out["down"] = sum(max(0.0, b.begin - a.end) for a, b in pairwise(sessions))
     wall = sessions[-1].end - sessions[0].begin if sessions else 0.0
     out["other"] = wall - sum(out.values())
@@ -53,7 +61,7 @@ def goodput(metrics: Sequence[Line], events: Sequence[Line]) -> dict[str, Any]:
         "goodput": out["productive"] / wall if wall else 0.0,
         "sessions": len(sessions),
         "rewinds": sum(e.get("kind") == "rewind" for e in events),
-        "steps_lost": len(lost),
+        "steps_lost": sum(step.count for step in lost),
     }
 
 
@@ -64,10 +72,10 @@ def table(facts: dict[str, Any]) -> list[str]:
     return [*rows, f"{'wall':<12}{facts['wall']:>14,.1f} s"]
 
 
-def _sessions(metrics: Sequence[Line], events: Sequence[Line]) -> tuple[list[_Session], list[_Step]]:
+def _sessions(metrics: Sequence[Line], events: Sequence[Line]) -> tuple[list[_Session], list[_Steps]]:
     timed = [x for x in (*events, *metrics) if isinstance(x.get("time"), int | float)]
     sessions: list[_Session] = []
-    lost: list[_Step] = []
+    lost: list[_Steps] = []
     last_step = 0
     for line in sorted(timed, key=lambda x: x["time"]):  # stable: events before the lines of the same moment
         kind = line.get("kind")
@@ -80,8 +88,10 @@ def _sessions(metrics: Sequence[Line], events: Sequence[Line]) -> tuple[list[_Se
         if kind in ("start", "resume", "rewind"):
             last_step = line.get("step", 0)
             for session in sessions:
-                lost += [s for s in session.steps if s.step > last_step]
-                session.steps = [s for s in session.steps if s.step <= last_step]
+                behind = [s for s in session.steps if s.last > last_step]
+                lost += [replace(s, first=max(s.first, last_step + 1)) for s in behind]
+                before = [s for s in session.steps if s.first <= last_step]
+                session.steps = [replace(s, last=min(s.last, last_step)) for s in before]
         elif kind == "compiled":
             now.add("compile", line.get("seconds"))
             now.add("start", line["time"] - now.end - line.get("seconds", 0.0))
@@ -90,9 +100,9 @@ def _sessions(metrics: Sequence[Line], events: Sequence[Line]) -> tuple[list[_Se
         elif kind in ("checkpoint", "local_copy"):
             now.add("checkpoint", line.get("seconds"))
         elif kind is None and isinstance(line.get("step_seconds"), int | float):
-            count, waited = line["step"] - last_step, line.get("data_wait_seconds", 0.0)
-            steps = range(last_step + 1, line["step"] + 1) if count > 0 else ()
-            now.steps += [_Step(s, line["step_seconds"], waited) for s in steps]
-            last_step = line["step"]
+            step, waited = line.get("step", last_step), line.get("data_wait_seconds", 0.0)
+            if step > last_step:
+                now.steps.append(_Steps(last_step + 1, step, line["step_seconds"], waited))
+            last_step = step
         now.end = max(now.end, line["time"])
     return sessions, lost

@@ -8,13 +8,19 @@ from typing import Any
 
 from etils import epath
 
+from pretrain import untrusted
+
+COUNTS = ("step", "log_every", "first_skipped", "last_skipped")
+SECONDS = ("time", "began", "seconds", "step_seconds", "data_wait_seconds")
+"""Fields that every reader of a log counts with."""
+
 
 class Lines:
     """One JSON object a line, flushed at once. A torn last line, left by a kill, is closed before the first new one."""
 
     def __init__(self, path: epath.Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and (text := path.read_text()) != "" and not text.endswith("\n")
+        torn = path.exists() and (text := path.read_bytes()) != b"" and not text.endswith(b"\n")
         self._file = path.open("a")
         if torn:
             self._file.write("\n")
@@ -29,15 +35,34 @@ class Lines:
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """All whole lines of a file that may not exist and may end in a torn line."""
-    if not path.exists():
-        return []
-    out = []
-    for line in path.read_text().splitlines():
-        try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError:
+    return scan_lines(path)[0]
+
+
+def scan_lines(path: epath.Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines that these sinks may have written, and the 1-based numbers of those that they have not."""
+    lines, broken = [], []
+    for number, text in enumerate(path.read_bytes().split(b"\n") if untrusted.is_regular(path) else (), start=1):
+        if not text.strip():
             continue
-    return [line for line in out if isinstance(line, dict)]
+        try:
+            found = untrusted.loads(text)
+        except ValueError:
+            found = None
+        if _is_line(found):
+            lines.append(found)
+        else:
+            broken.append(number)
+    return lines, broken
+
+
+def _is_line(found: Any) -> bool:
+    """An object whose kind, counts and seconds, where it has them, are what the sinks write."""
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("kind", ""), str)
+        and all(type(found.get(name, 0)) is int and 0 <= found.get(name, 0) < 2**63 for name in COUNTS)
+        and all(type(found.get(name, 0)) in (int, float) and 0 <= found.get(name, 0) < 2**40 for name in SECONDS)
+    )
 
 
 class Recorder:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pretrain import untrusted
 from pretrain.config import RunConfig
 from pretrain.errors import UserError
 from pretrain.plan.chips import Slice
@@ -32,8 +33,8 @@ def compiled(
     require_libtpu()
     request = {"config": encode(config), "topology": on.topology, "options": {**on.chip.compiler, **(options or {})}}
     path = cache_folder() / f"{fingerprint(request)}.json"
-    if save is None and path.exists():
-        return {**json.loads(path.read_text()), "cached": True}
+    if save is None and (kept := _kept(path)):
+        return kept
     facts = _run({**request, "save": save}, on)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
@@ -46,7 +47,15 @@ def cached(config: RunConfig, on: Slice) -> dict[str, Any] | None:
     """The same, where it has been compiled before."""
     request = {"config": encode(config), "topology": on.topology, "options": dict(on.chip.compiler)}
     path = cache_folder() / f"{fingerprint(request)}.json"
-    return {**json.loads(path.read_text()), "cached": True} if path.exists() else None
+    return _kept(path)
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """The facts in a file of the cache; one that is not whole is made again."""
+    try:
+        return {**untrusted.load(path), "cached": True}
+    except (ValueError, OSError, TypeError):
+        return None
 
 
 def require_libtpu() -> None:

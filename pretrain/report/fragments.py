@@ -144,7 +144,7 @@ def _as_object(value: Any) -> Mapping[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    return value.get(KIND, "") if isinstance(value, dict) else f"{len(value)} of them" if len(value) > 1 else "one"
+    return str(value.get(KIND, "")) if isinstance(value, dict) else f"{len(value)} of them" if len(value) > 1 else "one"
 
 
 def _plain(value: Any) -> str:

@@ -1,12 +1,13 @@
 """What a run directory says about its run, whatever of it is there."""
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from etils import epath
+
+from pretrain import untrusted
+from pretrain.metrics.sinks import scan_lines
 
 Line = dict[str, Any]
 Status = Literal["not started", "running", "finished", "failed", "pre-empted", "interrupted"]
@@ -16,6 +17,13 @@ ENDS: dict[str, Status] = {
     "preempted": "pre-empted",
     "interrupted": "interrupted",
 }
+
+
+KINDS: dict[str, Any] = {**dict.fromkeys(("config", "hardware", "versions", "code"), dict), "parameters": int}
+LARGEST = 1e100
+"""No number of a run comes near it, and the product of three is finite."""
+COUNTS = {"config": ("steps",), "hardware": ("devices", "processes")}
+"""What run.json may hold under these names; anything else is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +62,10 @@ class Record:
 
 
 def read(run: epath.Path) -> Record:
-    facts, problem = read_object(run / "run.json")
-    metrics, broken_metrics = read_lines(run / "metrics.jsonl")
-    events, broken_events = read_lines(run / "events.jsonl")
+    said, problem = read_object(run / "run.json")
+    facts = {name: _of_kind(name, value) for name, value in said.items() if isinstance(value, KINDS.get(name, object))}
+    metrics, broken_metrics = scan_lines(run / "metrics.jsonl")
+    events, broken_events = scan_lines(run / "events.jsonl")
     metrics = [line for line in metrics if isinstance(line.get("step"), int)]
     kept = by_step(metrics)
     gaps = [
@@ -78,34 +87,22 @@ def read(run: epath.Path) -> Record:
     )
 
 
+def _of_kind(name: str, value: Any) -> Any:
+    """Without what is no count where the page counts with it."""
+    if name not in COUNTS:
+        return value
+    return {k: v for k, v in value.items() if k not in COUNTS[name] or (type(v) is int and 0 < v < 2**63)}
+
+
 def read_object(path: epath.Path) -> tuple[dict[str, Any], str]:
     """A JSON object and "", or {} and what is wrong with the file."""
     try:
-        found = json.loads(path.read_text())
+        found = untrusted.load(path)
     except FileNotFoundError:
         return {}, "is missing"
     except (OSError, ValueError) as error:
         return {}, f"cannot be read ({type(error).__name__})"
     return (found, "") if isinstance(found, dict) else ({}, "is not an object")
-
-
-def read_lines(path: epath.Path) -> tuple[list[Line], list[int]]:
-    """The objects of a JSON Lines file that may not exist, and the 1-based numbers of lines that are none."""
-    lines, broken = [], []
-    if not path.exists():
-        return lines, broken
-    for number, text in enumerate(path.read_bytes().decode(errors="replace").split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            found = json.loads(text)
-        except ValueError:
-            found = None
-        if isinstance(found, dict):
-            lines.append(found)
-        else:
-            broken.append(number)
-    return lines, broken
 
 
 def by_step(lines: Iterable[Line]) -> list[Line]:
@@ -118,9 +115,9 @@ def number(value: Any) -> float | None:
     """A finite number or None; the sinks write the others by name."""
     try:
         x = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return x if math.isfinite(x) else None
+    return x if abs(x) < LARGEST else None
 
 
 def _samples(folder: epath.Path) -> dict[int, str]:

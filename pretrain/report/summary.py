@@ -155,7 +155,7 @@ def _training_share(record: Record, wall: float) -> str:
 def _date(value: object) -> str:
     """An ISO time or seconds since 1970, to the minute."""
     seconds = number(value)
-    if seconds is not None:
+    if seconds is not None and 0 <= seconds < 2**37:  # to the year 6325
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
     try:
         return datetime.fromisoformat(str(value)).strftime("%Y-%m-%d %H:%M %Z").strip()

@@ -1,5 +1,6 @@
 import json
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,10 @@ def write_runs(folder: Path) -> None:
         "unknown": json.dumps({"config": {**config, "colour": 1}}),
         "wrong": json.dumps({"config": {**config, "steps": "many", "rules": "tp"}}),
         "begun": json.dumps({"config": config}),
+        "strange": json.dumps({"config": {**config, "optimizer": {"kind_of": "posix.system", "command": "true"}}}),
+        "deep": '{"config": ' + "[" * 100 + "]" * 100 + "}",
+        "twice": '{"config": {}, "config": {}}',
+        "endless": json.dumps({"config": {**config, "steps": 10**30, "optimizer": {"peak_lr": float("inf")}}}),
     }
     for name, text in facts.items():
         (folder / name).mkdir(parents=True)
@@ -96,13 +101,21 @@ def write_hub(folder: Path) -> None:
         "unweighted": {"config.json": json.dumps(LLAMA)},
         "pickled": {"config.json": json.dumps(LLAMA), "pytorch_model.bin": "x"},
         "damaged": {"config.json": json.dumps(LLAMA), "model.safetensors": "x"},
+        "deep": {"config.json": "[" * 100_000},
+        "twice": {"config.json": '{"model_type": "llama", "model_type": "gpt2"}'},
+        "escaping": {"config.json": json.dumps(LLAMA), "model.safetensors.index.json": ESCAPING},
+        "linked": {"config.json": json.dumps(LLAMA)},
+        "huge": {"config.json": json.dumps({**LLAMA, "num_hidden_layers": 2**60})},
     }
     for name, contents in files.items():
         (folder / name).mkdir(parents=True)
         for file, text in contents.items():
             (folder / name / file).write_text(text)
+    (folder / "linked/model.safetensors").symlink_to("../damaged/model.safetensors")
+    (folder / "huge.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
 
 
+ESCAPING = json.dumps({"weight_map": {"a": "../damaged/model.safetensors"}})
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -131,6 +144,11 @@ def prepared_world(tmp_path_factory) -> Path:
     (world / "tokenizers" / "empty").mkdir(parents=True)
     (world / "tokenizers" / "broken.model").write_text("no model")
     (world / "tokenizers" / "tokenizer.json").write_text("{}")
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    grown = {"type": "Sequence", "normalizers": [double] * 40}
+    (world / "tokenizers" / "grows.json").write_text(json.dumps({"model": model, "normalizer": grown}))
+    (world / "tokenizers" / "far.json").write_text(json.dumps({"model": {**model, "vocab": {"a": 2**40}}}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         assert main(["data", "prepare", "my/good.py", "--run", "runs/begun", "--workers", "1"]) == 0

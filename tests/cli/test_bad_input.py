@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.cli import main
+from pretrain.cli import VERBS, main
 
 GOLDEN = Path(__file__).with_name("bad_input.txt").read_text()
 CASES = {command: lines for command, lines in re.findall(r"^\$ pretrain (.*)\n((?:.+\n)+)", GOLDEN, re.MULTILINE)}
@@ -26,7 +26,12 @@ def may_begin(command: str) -> tuple[str, ...]:
 
 
 def test_there_are_enough_cases():
-    assert len(CASES) == GOLDEN.count("$ pretrain ") >= 60
+    assert len(CASES) == GOLDEN.count("$ pretrain ") >= 200
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_some(verb):
+    assert sum(command.split()[0] == verb for command in CASES) >= 4
 
 
 @pytest.mark.parametrize("command", CASES)

@@ -166,8 +166,8 @@ TOKENIZERS = {
     "no model": (random_model, "found no sentencepiece model in D/x.model, expected one; copy it anew"),
     "broken json": (
         broken_json,
-        "found no tokenizer in D/tokenizer.json (EOF while parsing an object at line 1 column 1), expected a "
-        "tokenizer.json; copy it anew",
+        "found no tokenizer in D/tokenizer.json (Expecting property name enclosed in double quotes: line 1 column 2 "
+        "(char 1)), expected a tokenizer.json; copy it anew",
     ),
 }
 

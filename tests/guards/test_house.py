@@ -32,9 +32,9 @@ def imports(path: Path) -> set[str]:
 
 
 def floor_of(module: str) -> int | None:
-    """None: not ours, or the errors that every floor may use."""
+    """None: not ours, or what every floor may use: errors, and files that others wrote."""
     parts = module.split(".")
-    if parts[0] != "pretrain" or parts[1:2] in ([], ["errors"], ["__version__"]):
+    if parts[0] != "pretrain" or parts[1:2] in ([], ["errors"], ["untrusted"], ["__version__"]):
         return None
     return FLOORS[parts[1]] if parts[1] in FLOORS else FLOORS["pretrain"]
 

@@ -1,5 +1,6 @@
-"""Every field of checkpoint, evals and log changes what a run leaves behind."""
+"""Every field of checkpoint, evals, log and health changes what a run does or leaves behind."""
 
+import json
 import math
 import re
 from dataclasses import fields, replace
@@ -11,6 +12,9 @@ from etils import epath
 
 from pretrain import samples
 from pretrain.config import CheckpointConfig, EvalConfig, LogConfig
+from pretrain.health.config import HealthConfig, Skip
+from pretrain.health.guard import Guard
+from pretrain.health.watchdog import Watchdog
 from pretrain.metrics.sinks import read_lines
 from pretrain.optimizer.config import Constant, OptimizerConfig
 from tests.train import tiny
@@ -22,6 +26,7 @@ ONE = {
     "checkpoint": CheckpointConfig(every=3, keep_latest=2, keep_best=1),
     "evals": EvalConfig(every=2, batches=1, prompts=("the a",), sample_tokens=3),
     "log": LogConfig(every=5, tensorboard=True),
+    "health": HealthConfig(compare_every=5, recompute_every=4, hang_seconds=500.0),
 }
 OTHER = {
     "checkpoint": CheckpointConfig(
@@ -29,6 +34,9 @@ OTHER = {
     ),
     "evals": EvalConfig(every=4, batches=2, prompts=("of", "to"), sample_tokens=5),
     "log": LogConfig(every=4, tensorboard=False),
+    "health": HealthConfig(
+        compare_every=None, recompute_every=None, hang_seconds=None, policy=Skip(), window=64, sigmas=5.0
+    ),
 }
 RUNS = {"one": ONE, "other": OTHER}
 
@@ -55,8 +63,33 @@ def ran(request, runs, train, monkeypatch):
         fields = RUNS[request.param]
         if request.param == "other":
             fields = {**fields, "checkpoint": replace(fields["checkpoint"], local=str(run.parent / "copies"))}
+        seen = watched(monkeypatch)
         train(run, steps=STEPS, optimizer=rate, **fields)
+        (run / "seen.json").write_text(json.dumps(seen))
     return run, RUNS[request.param]
+
+
+def watched(monkeypatch) -> dict[str, list]:
+    """What the guards of the run will have looked at: steps, and seconds that a step may take."""
+    seen: dict[str, list] = {"compared": [], "computed again": [], "patience": []}
+    compare, again, begin = Guard._compare, Guard._again, Watchdog.__enter__
+
+    def comparing(self, found, groups, at):
+        seen["compared"].append(at)
+        compare(self, found, groups, at)
+
+    def computing(self, step, state, batch, at):
+        seen["computed again"].append(at)
+        return again(self, step, state, batch, at)
+
+    def beginning(self):
+        seen["patience"].append(None if math.isinf(self.limit) else self.limit)
+        return begin(self)
+
+    monkeypatch.setattr(Guard, "_compare", comparing)
+    monkeypatch.setattr(Guard, "_again", computing)
+    monkeypatch.setattr(Watchdog, "__enter__", beginning)
+    return seen
 
 
 def events(run: Path, kind: str) -> list[dict]:
@@ -71,7 +104,7 @@ def test_the_two_runs_differ_in_every_field():
     for name, config in ONE.items():
         for f in fields(config):
             if f.name != "translations":  # of pairs: see test_translations
-                # every_minutes and on_failure: see test_checkpoints
+                # every_minutes and on_failure: see test_checkpoints; policy, window and sigmas: see test_spikes
                 assert getattr(config, f.name) != getattr(OTHER[name], f.name), f"{name}.{f.name}"
 
 
@@ -117,6 +150,21 @@ def test_prompts_are_continued_at_every_evaluation_by_so_many_tokens(ran):
 def test_metrics_are_written_every_so_many_steps(ran):
     run, config = ran
     assert [line["step"] for line in tiny.lines(run)] == sorted({1, *due(config["log"].every)})
+
+
+def test_fingerprints_are_compared_and_steps_computed_again_every_so_many_steps(ran):
+    run, config = ran
+    health, seen = config["health"], json.loads((run / "seen.json").read_text())
+    again, every = health.recompute_every, health.compare_every
+    assert seen["computed again"] == [step for step in range(1, STEPS + 1) if again and step % again == 0]
+    pauses = {*due(config["evals"].every), *due(config["checkpoint"].every)}
+    compared = [n for n in range(1, STEPS + 1) if every and n >= every and (n % every == 0 or n in pauses)]
+    assert seen["compared"] == compared
+
+
+def test_a_step_may_take_so_many_seconds(ran):
+    run, config = ran
+    assert json.loads((run / "seen.json").read_text())["patience"] == [config["health"].hang_seconds]
 
 
 def test_tensorboard_has_the_same_numbers_or_is_not_there(ran):

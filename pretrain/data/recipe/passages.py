@@ -1,6 +1,5 @@
 """The n-gram index of evaluation sets that datatrove's filter reads; its own builder wants lighteval and a network."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,14 @@ from datatrove.utils.hashing import create_hash_func
 from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
+from pretrain import untrusted
 from pretrain.data.records import publish
 from pretrain.data.streams import damage, open_bytes
 from pretrain.errors import UserError
 
 JSON = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+LONGEST = 1 << 26
+"""Bytes of a text of an evaluation set, decompressed."""
 
 
 def build_index(files: list[str], words: str | WordTokenizer, config: NGramsDecontConfig, folder: Path) -> None:
@@ -40,15 +42,21 @@ def _texts(file: str) -> Iterator[str]:
     try:
         with open_bytes(Path(file)) as stream:
             if not file.endswith(JSON):
-                yield stream.read().decode("utf-8", "replace")
+                yield _limited(stream.read(LONGEST + 1), file).decode("utf-8", "replace")
                 return
-            for line in stream:
+            while line := _limited(stream.readline(LONGEST + 1), file):
                 if line.strip():
-                    yield "\n".join(_strings(json.loads(line.decode("utf-8", "replace"))))
-    except (ValueError, RecursionError) as e:
+                    yield "\n".join(_strings(untrusted.loads(line.decode("utf-8", "replace"))))
+    except ValueError as e:
         raise UserError(f"{file}: found broken JSON ({e}), expected one value a line; repair it") from None
     except Exception as e:
         raise damage(e, file) or e from None
+
+
+def _limited(data: bytes, file: str) -> bytes:
+    if len(data) > LONGEST:
+        raise UserError(f"{file}: found more than {LONGEST} bytes in one text, expected a benchmark; split it")
+    return data
 
 
 def _strings(value: Any) -> Iterator[str]:
