@@ -116,8 +116,9 @@ def v2() -> TransformerConfig:
     )
 
 
-def v3(*, ahead: int = 0) -> TransformerConfig:
-    """`ahead`: 1 as it was trained; the published count of 671B is without."""
+def v3(*, ahead: int = 0, factor: float | None = 40.0) -> TransformerConfig:
+    """`ahead`: 1 as it was trained; the published count of 671B is without. `factor`: None as it was trained at first,
+    with 4096 tokens."""
     return deepseek(
         vocab_size=129_280,
         d_model=7168,
@@ -130,7 +131,7 @@ def v3(*, ahead: int = 0) -> TransformerConfig:
         experts=256,
         shared=1,
         router=v3_router(top_k=8, groups=8, top_groups=4, scale=2.5),
-        factor=40.0,
+        factor=factor,
         ahead=ahead,
     )
 

@@ -95,7 +95,10 @@ def _select(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def gradients(objective: Objective, model, batch: Batch, key: jax.Array, accumulate: int):
-    """(sum of gradients, Loss) over all micro-batches, whose number changes nothing but rounding and memory."""
+    """(sum of gradients, Loss) over all micro-batches, whose number changes nothing but rounding and memory.
+
+    They are one loop that begins with zeros: a model's layers are compiled once, not for the first one too.
+    """
 
     def total(model, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
         loss = objective(model, batch, key)
@@ -110,7 +113,6 @@ def gradients(objective: Objective, model, batch: Batch, key: jax.Array, accumul
         return jax.tree.map(jnp.add, carry, grad(model, micro, jax.random.fold_in(key, n))), None
 
     micros = jax.tree.map(lambda x: place.deal(x, accumulate), batch)
-    keys = jnp.arange(accumulate)
-    first = grad(model, jax.tree.map(lambda x: x[0], micros), jax.random.fold_in(key, 0))
-    rest = jax.tree.map(lambda x: x[1:], (micros, keys))
-    return jax.lax.scan(add, first, rest)[0]
+    _, said = jax.eval_shape(total, model, jax.tree.map(lambda x: x[0], micros), key)
+    nothing = jax.tree.map(jnp.zeros_like, model), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), said)
+    return jax.lax.scan(add, nothing, (micros, jnp.arange(accumulate)))[0]

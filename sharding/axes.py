@@ -12,6 +12,7 @@ Axis = Literal[
     "features",  # d_model of an activation
     "layers",  # periods of a scanned stack
     "embed",  # d_model of a weight
+    "latent",  # inner width of a weight that is a product of two thinner ones
     "vocab",
     "kv_heads",
     "groups",  # query heads per kv head

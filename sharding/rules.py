@@ -54,7 +54,7 @@ ROWS: Table = {"batch": ("data", "stage", "fsdp", "expert"), "length": ("context
 LAYERS: Table = {"layers": ("stage",), **EXPERT}
 USED: Table = {**ROWS, **EXPERT}
 """In all presets: rows over every axis that holds other weights, their tokens over `context`."""
-SHARDED: Table = {**LAYERS, "embed": ("fsdp", "context")}
+SHARDED: Table = {**LAYERS, "embed": ("fsdp", "context"), "latent": ("fsdp", "context")}
 MEGATRON: Table = {"vocab": ("tensor",), "kv_heads": ("tensor",), "mlp": ("tensor",)}
 
 

@@ -28,16 +28,17 @@ class LatentAttention(nnx.Module):
     def __init__(self, config: MlaConfig, d_model: int, init: Init):
         c, embed, heads = config, ("embed", d_model), ("kv_heads", config.heads)
         latent, rotary = (None, c.kv_rank), (None, c.rope_dim)
-        queries = embed if c.query_rank is None else (None, c.query_rank)
+        queries = (None, c.query_rank or d_model)
+        read_queries, read_latent = ("latent", c.query_rank) if c.query_rank else embed, ("latent", c.kv_rank)
         self.config = config
         self.query_down = init.matrix(embed, queries) if c.query_rank else None
         self.query_norm = Norm(c.norm, init, queries) if c.query_rank else None
-        self.query = init.matrix(queries, heads, ("head_dim", c.nope_dim + c.rope_dim))
+        self.query = init.matrix(read_queries, heads, ("head_dim", c.nope_dim + c.rope_dim))
         self.latent_down = init.matrix(embed, latent)
         self.latent_norm = Norm(c.norm, init, latent)
         self.rotary_key = init.matrix(embed, rotary)
-        self.key = init.matrix(latent, heads, ("head_dim", c.nope_dim))
-        self.value = init.matrix(latent, heads, ("head_dim", c.value_dim))
+        self.key = init.matrix(read_latent, heads, ("head_dim", c.nope_dim))
+        self.value = init.matrix(read_latent, heads, ("head_dim", c.value_dim))
         self.out = init.matrix(heads, ("head_dim", c.value_dim), embed, inputs=2, residual=True)
         self.query_down_bias = init.vector(0.0, queries) if c.bias and c.query_rank else None
         self.latent_bias = init.vector(0.0, latent) if c.bias else None

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from pretrain.config import RunConfig
 from pretrain.models import accounting
-from pretrain.models.config import AttentionConfig, BlockConfig, MoeConfig, Remat, StackConfig
+from pretrain.models.config import (
+    Alibi,
+    AttentionConfig,
+    BlockConfig,
+    MlaConfig,
+    MoeConfig,
+    RelativeBias,
+    Remat,
+    StackConfig,
+)
 from pretrain.plan.chips import Slice
 from pretrain.sharding.rules import resolved
 
@@ -16,7 +25,7 @@ EXPOSED = 0.5
 """Share of the traffic that no computation hides: none of a TPU's asynchronous collectives, all of its others."""
 SCORES = 10
 """Bytes of one attention score while its layer is differentiated: logits and their gradient in f32, weights in bf16.
-The reference attention, which TPUs and GPUs run, keeps them."""
+The reference attention keeps them, splash attention does not."""
 
 _STORED: dict[str, dict[str, int]] = {}
 
@@ -101,20 +110,19 @@ def _stored(config: RunConfig, devices: int) -> dict[str, int]:
     }
 
 
-def memory(config: RunConfig, devices: int, parts: dict[str, int] | None = None) -> Memory:
-    """`parts`: what `stored` said, where it is known."""
-    parts = stored(config, devices) if parts is None else parts
+def memory(config: RunConfig, on: Slice, parts: dict[str, int]) -> Memory:
+    """`parts`: what `stored` said."""
+    devices = on.devices
     T, rows = config.data.sequence_length, config.batch.rows // config.batch.accumulate
     chunk = getattr(getattr(config.objective, "loss", None), "chunk", None)
     kept = accounting.memory(config.model, rows=rows, sequence_length=T, chunk=chunk)
     sums = 1 if config.batch.accumulate == 1 else 2
-    period = _period_parameters(config)
     return Memory(
         **parts,
         gradients=sums * parts["parameters"],
-        activations=kept.activations // shards(config, devices, "batch", "sequence") + _scores(config, devices, rows),
+        activations=kept.activations // shards(config, devices, "batch", "sequence") + _scores(config, on, rows),
         logits=kept.logits // shards(config, devices, "batch", "vocab"),
-        gathered=2 * 2 * period // shards(config, devices, "kv_heads"),
+        gathered=2 * 2 * _period_parameters(config, devices) // shards(config, devices, "kv_heads"),
     )
 
 
@@ -122,20 +130,41 @@ def _stacks(config: RunConfig) -> list[StackConfig]:
     return [s for s in (config.model.encoder, config.model.decoder) if s]
 
 
-def _period_parameters(config: RunConfig) -> int:
-    p = accounting.parameters(config.model)
-    layers = sum(len(s.blocks) for s in _stacks(config))
-    return (p.attention + p.mlp) * max(len(s.pattern) for s in _stacks(config)) // max(layers, 1)
+def _period_parameters(config: RunConfig, devices: int) -> int:
+    """Of the experts those of one device."""
+    p, blocks = accounting.parameters(config.model), [b for s in _stacks(config) for b in s.blocks]
+    elsewhere = (1 - 1 / shards(config, devices, "expert")) * sum(_experts(b, config) for b in blocks)
+    period = max(len(s.pattern) for s in _stacks(config))
+    return int((p.attention + p.mlp - elsewhere) * period) // max(len(blocks), 1)
 
 
-def _scores(config: RunConfig, devices: int, rows: int) -> int:
+def _experts(block: BlockConfig, config: RunConfig) -> int:
+    """Parameters of a layer that experts have."""
+    if not isinstance(block.mlp, MoeConfig):
+        return 0
+    expert = block.mlp.expert
+    return block.mlp.experts * (3 if expert.gated else 2) * expert.d_ff * config.model.d_model
+
+
+def _scores(config: RunConfig, on: Slice, rows: int) -> int:
     """Of the layers that keep their attention scores at the same time."""
-    T, parts = config.data.sequence_length, shards(config, devices, "batch", "length", "kv_heads")
-    heads = max(
-        sum(b.mixer.heads + (b.cross.heads if b.cross else 0) for b in (s.pattern if s.remat else s.blocks))
-        for s in _stacks(config)
+    T, parts = config.data.sequence_length, shards(config, on.devices, "batch", "length", "kv_heads")
+    flash = on.chip.dimensions is not None and shards(config, on.devices, "length") == 1 and T % 128 == 0
+
+    def heads(a: AttentionConfig | MlaConfig | None) -> int:
+        return 0 if a is None or (flash and _splashes(a)) else a.heads
+
+    most = max(
+        sum(heads(b.mixer) + heads(b.cross) for b in (s.pattern if s.remat else s.blocks)) for s in _stacks(config)
     )
-    return SCORES * heads * rows * T * T // parts
+    return SCORES * most * rows * T * T // parts
+
+
+def _splashes(a: AttentionConfig | MlaConfig) -> bool:
+    """Whether the kernel knows it (`models.layers.splash.fits`)."""
+    if isinstance(a, MlaConfig):
+        return (a.nope_dim + a.rope_dim) % 64 == 0 and a.value_dim % 64 == 0
+    return a.head_dim % 64 == 0 and not isinstance(a.position, Alibi | RelativeBias)
 
 
 def tokens(config: RunConfig) -> int:
@@ -184,6 +213,7 @@ def _sent(config: RunConfig, devices: int) -> float:
     sizes, total = config.mesh.shape(devices), accounting.parameters(config.model).total
     rules, again = resolved(config.rules), config.batch.accumulate
     ring = {axis: (n - 1) / n for axis, n in sizes.items()}
+    total -= (1 - 1 / sizes["expert"]) * sum(_experts(b, config) for s in _stacks(config) for b in s.blocks)
     whole = total / sizes["tensor"] if "kv_heads" in rules.used else total
     whole /= sizes["stage"]
     parts = math.prod(sizes[m] for m in rules.stored.get("embed", ()))
@@ -238,7 +268,7 @@ def seconds(w: Work, on: Slice) -> tuple[float, float, float]:
     """Low, likely and high of one step."""
     compute, network, update = parts_of(w, on)
     low = max(w.waiting * w.flops / on.chip.peak, network, update)
-    return low, compute + update + EXPOSED * network, compute / 0.8 + update + network
+    return low, max(low, compute + update + EXPOSED * network), compute / 0.8 + update + network
 
 
 def parts_of(w: Work, on: Slice) -> tuple[float, float, float]:

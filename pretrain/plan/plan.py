@@ -19,6 +19,10 @@ KERNEL_EFFICIENCY = 0.6
 """Share of the peak that Pallas kernels are taken to reach; the compiler estimates no cycles for them."""
 
 
+ATTEMPTS = 4
+"""Changes that are compiled to find two that fit. Those that do not are refused before most of the compiler's work."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """What else one could do, as options of the command line."""
@@ -63,19 +67,23 @@ def plan(
             f"on={on.vendor}: found a GPU, whose compiler comes without a plan here; add --quick for arithmetic"
         )
     facts = None if quick else compiler.compiled(config, on, options, save)
-    return assembled(config, on, facts)
+    found = assembled(config, on, facts)
+    if facts is None or found["fits"]:
+        return {**found, "changes": [_shown(c) for c in advice(config, on, found)[:2]]}
+    return {**found, "changes": proven(advice(config, on, found), on, options)}
 
 
 def assembled(config: RunConfig, on: Slice, facts: dict[str, Any] | None) -> dict[str, Any]:
+    """All but the changes."""
     parts = analytic.stored(config, on.devices)
-    quick = analytic.memory(config, on.devices, parts)
+    quick = analytic.memory(config, on, parts)
     work = analytic.work(config, on.devices, parts)
     known = _memory(quick, on, facts)
     low, likely, high, limits = _speed(work, on, facts)
     program = (facts or {}).get("program") or {}
     tokens, useful = analytic.tokens(config), analytic.model_flops(config)
     step = likely or None
-    plan = {
+    return {
         "on": on.vendor,
         "topology": on.topology,
         "chips": on.chips,
@@ -102,7 +110,6 @@ def assembled(config: RunConfig, on: Slice, facts: dict[str, Any] | None) -> dic
         "compile_seconds": (facts or {}).get("compile_seconds"),
         "cached": (facts or {}).get("cached", False),
     }
-    return {**plan, "changes": [_shown(c, on) for c in advice(config, on, plan, quick)]}
 
 
 def _memory(quick: analytic.Memory, on: Slice, facts: dict[str, Any] | None) -> dict[str, Any]:
@@ -179,20 +186,34 @@ def _collectives(program: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(change: Change, on: Slice) -> dict[str, Any]:
-    return {"options": change.told(), "peak_bytes": change.peak, "step_seconds": change.seconds}
+def _shown(change: Change) -> dict[str, Any]:
+    said = {"peak_bytes": change.peak, "step_seconds": change.seconds}
+    return {"options": change.told(), "basis": "arithmetic", **said}
 
 
-def advice(config: RunConfig, on: Slice, plan: dict[str, Any], quick: analytic.Memory) -> list[Change]:
-    """At most two changes, of different kinds where there are: for a run that does not fit, those that would; for one
-    that does, those that would be faster. Memory is what is stored, and the rest of the plan's peak as much larger or
-    smaller as arithmetic says."""
+def advice(config: RunConfig, on: Slice, plan: dict[str, Any]) -> list[Change]:
+    """Changes, the best first, then where there is one another of another kind: for a run that does not fit, those that
+    would; for one that does, those that would be faster. Memory is what is stored, and the rest of the plan's peak as
+    much larger or smaller as arithmetic says."""
+    quick = analytic.memory(config, on, analytic.stored(config, on.devices))
     found = _judged(neighbours(config, on), config, on, plan, quick)
-    if not found and not plan["fits"]:
-        found = _judged(twice(config, on), config, on, plan, quick)
-    first = found[:1]
-    others = [c for c in found[1:] if c.options[0] != first[0].options[0]] or found[1:]
-    return first + others[:1]
+    if len(found) < 2 and not plan["fits"]:
+        found += _judged(twice(config, on), config, on, plan, quick)
+    other = next((c for c in found if c.options[0] != found[0].options[0]), None)
+    return found if other is None else [found[0], other, *(c for c in found[1:] if c is not other)]
+
+
+def proven(changes: list[Change], on: Slice, options: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The first two that fit as the compiler says, of at most `ATTEMPTS`."""
+    out = []
+    for change in changes[:ATTEMPTS]:
+        found = assembled(change.config, on, compiler.compiled(change.config, on, options))
+        if found["fits"]:
+            said = {"peak_bytes": found["memory"]["peak_bytes"], "step_seconds": found["step_seconds"][1]}
+            out.append({"options": change.told(), "basis": "compiled", **said})
+        if len(out) == 2:
+            break
+    return out
 
 
 def _judged(candidates, config: RunConfig, on: Slice, plan: dict[str, Any], quick: analytic.Memory) -> list[Change]:
@@ -201,7 +222,7 @@ def _judged(candidates, config: RunConfig, on: Slice, plan: dict[str, Any], quic
     base = analytic.seconds(analytic.work(config, on.devices, analytic.stored(config, on.devices)), on)[1]
     for options, other in candidates:
         parts = analytic.stored(other, on.devices)
-        then = analytic.memory(other, on.devices, parts)
+        then = analytic.memory(other, on, parts)
         peak = then.stored + (plan["memory"]["peak_bytes"] - quick.stored) * then.passing / quick.passing
         seconds = analytic.seconds(analytic.work(other, on.devices, parts), on)[1]
         if peak <= limit and (not plan["fits"] or seconds < 0.98 * base):

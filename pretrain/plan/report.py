@@ -78,8 +78,10 @@ def _help(plan: dict[str, Any]) -> list[str]:
     out = []
     for i, change in enumerate(changes):
         time = f"{change['step_seconds'] - now:+.2f} s, " if now else ""
-        room = f"{(change['peak_bytes'] - peak) / GB:+.1f} GiB"
-        out.append(f" {'helps' if i == 0 else '':<13}{change['options']}: {time}{room} (by arithmetic)")
+        told = f"{time}{(change['peak_bytes'] - peak) / GB:+.1f} GiB (by arithmetic)"
+        if change["basis"] == "compiled":
+            told = f"fits, {gib(change['peak_bytes'])} GiB, {duration(change['step_seconds'])} a step (compiled)"
+        out.append(f" {'helps' if i == 0 else '':<13}{change['options']}: {told}")
     return out
 
 

@@ -39,7 +39,7 @@ def proposals(config: RunConfig, on: Slice) -> list[RunConfig]:
                 candidate = replace(with_remat(base, name), batch=replace(batch, accumulate=accumulate))
                 if not legal(candidate, on):
                     continue
-                peak = analytic.memory(candidate, on.devices, parts).peak
+                peak = analytic.memory(candidate, on, parts).peak
                 if peak <= SLACK * on.chip.memory:
                     seconds = analytic.seconds(analytic.work(candidate, on.devices, parts), on)[1]
                     judged.append((round(seconds, 6), peak, len(judged), candidate))

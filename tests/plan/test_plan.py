@@ -10,6 +10,7 @@ import pytest
 
 from pretrain import cli, presets
 from pretrain.errors import UserError
+from pretrain.models import accounting
 from pretrain.plan import analytic, compiler, program, report
 from pretrain.plan.chips import parse
 from pretrain.plan.plan import plan, with_remat
@@ -21,7 +22,13 @@ from pretrain.sharding.rules import resolved
 from pretrain.state import create, make_optimizer
 
 RUNS = [name for name in presets.names() if name.startswith("runs.")]
-BIG = {"runs.pretrain_gpt3_175b": "v5p-1024", "runs.pretrain_bert_large": "v5e-16"}
+BIG = {
+    "runs.pretrain_gpt3_175b": "v5p-1024",
+    "runs.pretrain_bert_large": "v5e-16",
+    "runs.pretrain_llama3_405b": "v5p-4096",
+    "runs.pretrain_mixtral_8x22b": "v5p-512",
+    "runs.pretrain_deepseek_v3": "v5p-1024",
+}
 SMALL = ("runs.smoke", "runs.demo")
 
 
@@ -29,7 +36,7 @@ def run(name="runs.smoke"):
     return presets.load_run(name)
 
 
-@pytest.mark.parametrize("name", ["runs.smoke", "runs.smoke_bert", "runs.smoke_t5"])
+@pytest.mark.parametrize("name", ["runs.smoke", "runs.smoke_bert", "runs.smoke_t5", "runs.smoke_deepseek"])
 @pytest.mark.parametrize(("mesh", "rules"), [((1, 8, 1), "fsdp"), ((2, 2, 2), "fsdp_tp"), ((8, 1, 1), "dp")])
 def test_bytes_of_parameters_and_optimizer_are_those_of_a_run(name, mesh, rules):
     data, fsdp, tensor = mesh
@@ -46,6 +53,20 @@ def test_bytes_of_parameters_and_optimizer_are_those_of_a_run(name, mesh, rules)
     parts = analytic.stored(config, 8)
     assert parts["parameters"] == held(state.model)
     assert parts["optimizer"] == held(state.optimizer)
+
+
+def test_every_large_parameter_is_cut_over_all_devices_at_rest():
+    """DeepSeek's low-rank maps too; a tenth more is what is cut over `fsdp` but not over `expert`."""
+    config = run("runs.pretrain_deepseek_v3")
+    whole = 4 * accounting.parameters(config.model).total
+    assert analytic.stored(config, 512)["parameters"] < 1.2 * whole / 512
+
+
+def test_a_plan_has_experts_where_they_are():
+    config = run("runs.pretrain_mixtral_8x22b")
+    alone = replace(config, mesh=replace(config.mesh, expert=1))
+    shared, whole = (plan(c, parse("v5p-512"), quick=True) for c in (config, alone))
+    assert shared["memory"]["gathered_bytes"] < 0.6 * whole["memory"]["gathered_bytes"]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -74,6 +95,30 @@ def test_a_run_that_does_not_fit_says_by_how_much_and_what_would():
     assert "does not fit" in told
     assert "too many" in told
     assert found["changes"][0]["options"] in told
+
+
+def test_changes_of_a_compiled_plan_that_does_not_fit_are_compiled_too(monkeypatch):
+    on, asked = parse("v5p-128"), []
+    config = with_remat(run("runs.pretrain_llama2_7b"), "none")
+
+    def compiled(config, on, options=None, save=None):
+        asked.append(config)
+        peak = (90 if len(asked) in (3, 4) else 120) * 2**30
+        facts = {"causes": {"parameters": 2**30}, "compile_seconds": 1.0, "cached": False}
+        if peak > on.chip.memory:
+            return {**facts, "refused": {"peak": peak, "limit": on.chip.memory}}
+        sizes = {"argument": 2**31, "temp": peak - 2**31, "output": 0, "alias": 0, "generated_code": 0, "host": 0}
+        program = {"cycles": 7e9, "flops": 1e15, "kernels": 0, "kernel_flops": 0.0, "collectives": [], "endless": 0}
+        return {**facts, "memory": {**sizes, "peak": peak}, "program": program}
+
+    monkeypatch.setattr(compiler, "compiled", compiled)
+    found = plan(config, on)
+    assert not found["fits"]
+    assert [c["peak_bytes"] for c in found["changes"]] == [90 * 2**30] * 2
+    assert [presets.overrides(config, c["options"].split()) for c in found["changes"]] == asked[2:]
+    assert len(asked) == 4, "the run, one change that is refused, two that fit"
+    assert all(c["step_seconds"] == pytest.approx(4.0) for c in found["changes"])
+    assert "fits, 90.0 GiB, 4.00 s a step (compiled)" in "\n".join(report.lines("x", found))
 
 
 @pytest.mark.parametrize("remat", ["none", "save_dots", "save_qkv", "full"])
