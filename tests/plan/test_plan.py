@@ -82,6 +82,22 @@ def test_a_quick_plan_of_every_run(name):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_deeper_model_or_more_micro_batches_are_no_larger_program(accumulate):
+    config = replace(run("runs.smoke"), simulate=None, mesh=MeshConfig(fsdp=8))
+    mesh, rows = meshes.build(config.mesh, jax.devices()[:8]), 8 * accumulate
+
+    def operations(layers: int, accumulate: int) -> int:
+        model = replace(config.model, decoder=replace(config.model.stack, repeats=layers))
+        batch = replace(config.batch, rows=rows, accumulate=accumulate)
+        return program.lower(replace(config, model=model, batch=batch), mesh)[0].as_text().count(" = ")
+
+    shallow = operations(2, accumulate)
+    assert operations(16, accumulate) == shallow
+    if accumulate > 1:
+        assert operations(2, 2 * accumulate) == shallow
+
+
 def test_a_run_that_does_not_fit_says_by_how_much_and_what_would():
     config = with_remat(run("runs.pretrain_llama2_7b"), "none")
     on = parse("v5p-128")
