@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from pretrain import cli, presets
+from pretrain.config import BatchConfig
 from pretrain.errors import UserError
 from pretrain.models import accounting
 from pretrain.plan import analytic, compiler, program, report
@@ -85,11 +86,11 @@ def test_a_quick_plan_of_every_run(name):
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_deeper_model_or_more_micro_batches_are_no_larger_program(accumulate):
     config = replace(run("runs.smoke"), simulate=None, mesh=MeshConfig(fsdp=8))
-    mesh, rows = meshes.build(config.mesh, jax.devices()[:8]), 8 * accumulate
+    mesh = meshes.build(config.mesh, jax.devices()[:8])
 
     def operations(layers: int, accumulate: int) -> int:
         model = replace(config.model, decoder=replace(config.model.stack, repeats=layers))
-        batch = replace(config.batch, rows=rows, accumulate=accumulate)
+        batch = replace(config.batch, rows=8 * accumulate, accumulate=accumulate)
         return program.lower(replace(config, model=model, batch=batch), mesh)[0].as_text().count(" = ")
 
     shallow = operations(2, accumulate)
@@ -99,7 +100,7 @@ def test_a_deeper_model_or_more_micro_batches_are_no_larger_program(accumulate):
 
 
 def test_a_run_that_does_not_fit_says_by_how_much_and_what_would():
-    config = with_remat(run("runs.pretrain_llama2_7b"), "none")
+    config = replace(with_remat(run("runs.pretrain_llama2_7b"), "none"), batch=BatchConfig(rows=1024))
     on = parse("v5p-128")
     found = plan(config, on, quick=True)
     assert not found["fits"]
