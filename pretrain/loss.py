@@ -86,7 +86,10 @@ def _forward(head: Head, terms: CrossEntropy, params, hidden_BTD, targets_BT, we
     chunks = cut(terms.chunk, hidden_BTD, targets_BT, weights_BT)
     (sums, dparams), dhidden_nBtD = jax.lax.scan(step, (_zero_sums(), zeros), chunks)
     dparams = jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
-    return sums, (dparams, join(dhidden_nBtD, hidden_BTD.shape[1]))
+    dhidden_BTD = join(dhidden_nBtD, hidden_BTD.shape[1])
+    if place.platform() == "tpu":  # else the sums in f32 are kept until all layers are differentiated, then cast
+        dparams, dhidden_BTD = jax.lax.optimization_barrier((dparams, dhidden_BTD))
+    return sums, (dparams, dhidden_BTD)
 
 
 def _backward(head: Head, terms: CrossEntropy, gradients, cotangents):

@@ -130,12 +130,17 @@ def refusal(message: str) -> dict[str, float] | None:
 
 
 def _memory(stats) -> dict[str, int]:
-    """Bytes of one device, as the compiler plans them."""
+    """Bytes of one device, as the compiler plans them.
+
+    `peak` is what it holds against the memory there is when it refuses a program; "temp" of its own statistics is
+    more, as it counts what takes the place of donated arrays once more.
+    """
     names = ("argument", "output", "alias", "temp", "generated_code")
     found = {name: getattr(stats, f"{name}_size_in_bytes") for name in names}
     host = sum(getattr(stats, f"host_{name}_size_in_bytes", 0) for name in ("argument", "output", "temp"))
-    peak = found["argument"] + found["output"] - found["alias"] + found["temp"] + found["generated_code"]
-    return {**found, "host": host, "peak": peak}
+    others = found["argument"] + found["output"] - found["alias"] + found["generated_code"]
+    peak = stats.peak_memory_in_bytes or others + found["temp"]
+    return {**found, "temp": max(0, peak - others), "host": host, "peak": peak}
 
 
 def _save(compiled, path: str) -> None:
