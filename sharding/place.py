@@ -103,14 +103,9 @@ def constrain(x: jax.Array, *axes: Axis | None) -> jax.Array:
 
 
 def gather(w: jax.Array, axes: Axes, dtype: jnp.dtype) -> jax.Array:
-    """A stored parameter as it is used: cast first, so that the wire carries the compute type.
-
-    Each layer casts its own: XLA's TPU compiler would cast all layers of a scanned stack before the loop and keep them.
-    """
-    if _trivial():
-        return w.astype(dtype)
-    w = jax.lax.optimization_barrier(w) if platform() == "tpu" else w
-    return jax.sharding.reshard(w.astype(dtype), _spec(axes, _rules.get().used))
+    """A stored parameter as it is used: cast first, so that the wire carries the compute type."""
+    w = w.astype(dtype)
+    return w if _trivial() else jax.sharding.reshard(w, _spec(axes, _rules.get().used))
 
 
 def project(

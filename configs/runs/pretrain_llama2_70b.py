@@ -6,10 +6,11 @@ from dataclasses import replace
 from pretrain.config import BatchConfig, CheckpointConfig, EvalConfig, RunConfig
 from pretrain.configs.llama import llama2_70b
 from pretrain.data.config import CorpusConfig, DataConfig, JsonLines, TrainSentencePiece
-from pretrain.models.remat import FULL
+from pretrain.models.config import Remat
 from pretrain.objectives.config import LossConfig, NextToken
 from pretrain.optimizer.config import Cosine, OptimizerConfig
 
+SAVED = Remat(save=("query",))
 ROWS, LENGTH = 1024, 4096
 STEPS = 2_000_000_000_000 // (ROWS * LENGTH)
 
@@ -19,7 +20,7 @@ def run() -> RunConfig:
     assert model.decoder is not None
     source = JsonLines(paths=("data/*.jsonl.zst",))
     return RunConfig(
-        model=replace(model, decoder=replace(model.decoder, remat=FULL)),
+        model=replace(model, decoder=replace(model.decoder, remat=SAVED)),
         data=DataConfig(
             corpus=CorpusConfig(source=source, tokenizer=TrainSentencePiece(vocab_size=32000)),
             sequence_length=LENGTH,
