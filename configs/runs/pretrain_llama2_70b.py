@@ -11,6 +11,7 @@ from pretrain.objectives.config import LossConfig, NextToken
 from pretrain.optimizer.config import Cosine, OptimizerConfig
 
 SAVED = Remat(save=("query",))
+"""All other products but the last are done twice, and the attention."""
 ROWS, LENGTH = 1024, 4096
 STEPS = 2_000_000_000_000 // (ROWS * LENGTH)
 

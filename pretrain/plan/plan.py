@@ -153,8 +153,9 @@ def _speed(
     if "program" not in facts:
         return 0.0, 0.0, 0.0, {}
     program, clock = facts["program"], on.chip.clock or 1.0
-    unsaid = max(0.0, work.flops - program["flops"]) if program["kernels"] else 0.0  # kernels rarely say what they do
-    kernels = max(program["kernel_flops"], unsaid) / (on.chip.peak * KERNEL_EFFICIENCY)
+    # Kernels rarely say what they do; those of experts count places for tokens, filled or not, and visit the filled.
+    unsaid = max(0.0, work.flops - program["flops"]) if program["kernels"] else 0.0
+    kernels = (unsaid or program["kernel_flops"]) / (on.chip.peak * KERNEL_EFFICIENCY)
     compute = program["cycles"] / clock + kernels
     wire = {hides: 0.0 for hides in (True, False)}
     for c in program["collectives"]:
