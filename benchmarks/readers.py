@@ -131,7 +131,7 @@ def read_sentence(folder: Path) -> None:
 
     for read in (sentence.read, tokenizer.begins_with_bos, tokenizer_hf._stated_roles, texts._start):
         read(folder)
-    list(exchange._changed(folder))
+    list(exchange.changed(folder))
 
 
 def make_model(folder: Path) -> None:

@@ -53,7 +53,7 @@ def is_regular(path: Any) -> bool:
     return path.is_file() if "://" in str(path) else os.path.isfile(path)
 
 
-def reason(error: Exception, most: int = 120) -> str:
+def reason(error: BaseException, most: int = 120) -> str:
     """What an error says, on one short line."""
     said = " ".join(str(error).split())[:most]
     return said if said.isprintable() else ascii(said)

@@ -30,7 +30,7 @@ from pretrain.models.config import QueryGrowth, RouterConfig, TransformerConfig
 SIZES = {"vocab_size": 64, "d_model": 32, "layers": 2, "heads": 4}
 LLAMA = {**SIZES, "kv_heads": 2, "d_ff": 48}
 GEMMA = {**LLAMA, "head_dim": 8}
-LATENT = {"query_rank": 8, "kv_rank": 12, "nope_dim": 8, "rope_dim": 4, "value_dim": 8}
+LATENT = {"query_rank": 8, "kv_rank": 16, "nope_dim": 8, "rope_dim": 4, "value_dim": 8}
 V3 = RouterConfig(top_k=2, score="sigmoid", groups=4, top_groups=2, group_score="top2", scale=2.5, balance_rate=1e-3)
 DEEPSEEK = {**SIZES, **LATENT, "dense_layers": 1, "d_ff": 16, "d_ff_dense": 48, "experts": 8, "shared": 1}
 LLAMA4 = {**LLAMA, "layers": 4, "head_dim": 8, "d_ff": 16, "d_ff_dense": 48, "experts": 4, "every": 2}

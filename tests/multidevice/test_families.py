@@ -73,7 +73,7 @@ DEEP = replace(
     router=c.RouterConfig(top_k=2, score="sigmoid", groups=4, top_groups=2, balance_rate=1e-3, scale=2.5),
     shared=replace(MLP, d_ff=16),
 )
-LATENT = c.MlaConfig(heads=4, query_rank=12, kv_rank=16, nope_dim=8, rope_dim=4, value_dim=8)
+LATENT = c.MlaConfig(heads=4, query_rank=16, kv_rank=16, nope_dim=8, rope_dim=4, value_dim=8)
 GPTOSS = replace(
     MIXTURE,
     router=replace(ROUTER, bias=True),

@@ -30,7 +30,14 @@ ONE = {
 }
 OTHER = {
     "checkpoint": CheckpointConfig(
-        every=2, every_minutes=600.0, keep_latest=1, keep_best=0, keep_every=6, on_failure="stop", local_every=3
+        every=2,
+        every_minutes=600.0,
+        keep_latest=1,
+        keep_best=0,
+        keep_every=6,
+        on_failure="stop",
+        local="copies",
+        local_every=3,
     ),
     "evals": EvalConfig(every=4, batches=2, prompts=("of", "to"), sample_tokens=5),
     "log": LogConfig(every=4, tensorboard=False),
