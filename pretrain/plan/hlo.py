@@ -141,7 +141,7 @@ class _Walk:
         self.seen: set[tuple[str, str]] = set()
 
     def visit(self, name: str, times: float, *, scope: str, fused: bool, hidden: bool) -> None:
-        """`scope`: the loop's body, in which a channel is one collective however many fusions it is spread over."""
+        """`scope`: the loop's body, in which a channel is one collective however many fusions hide it."""
         for o in self.computations.get(name, ()):
             if o.code == "while":
                 self._loop(o, times, hidden)
@@ -150,7 +150,7 @@ class _Walk:
                 self.program.flops += times * _product_flops(o, self.shapes[name])
             base = o.code.removesuffix("-start")
             if base in KINDS:
-                self._move(o, base, name, times, scope, hidden)
+                self._move(o, base, name, times, scope, fused, hidden)
             if o.code == "custom-call" and 'custom_call_target="tpu_custom_call"' in o.attributes:
                 self.program.kernels += times
                 self.program.kernel_flops += times * _number(r'"flops":"?(\d+)', o.attributes)
@@ -191,9 +191,13 @@ class _Walk:
             if callee in self.computations
         )
 
-    def _move(self, o: Operation, kind: str, computation: str, times: float, scope: str, hidden: bool) -> None:
+    def _move(
+        self, o: Operation, kind: str, computation: str, times: float, scope: str, fused: bool, hidden: bool
+    ) -> None:
+        """A channel tells the pieces of one collective that is spread; those of a `shard_map` share a channel."""
         channel = re.search(r"channel_id=(\d+)", o.attributes)
-        key = (scope, channel[1] if channel else f"{computation}/{o.name}")
+        spread = channel and fused and hidden
+        key = (scope, f"{channel[1]} {o.shape}" if spread else f"{computation}/{o.name}")
         if key in self.seen:
             return
         self.seen.add(key)

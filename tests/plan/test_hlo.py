@@ -76,6 +76,14 @@ def test_collectives_by_kind_axis_and_whether_they_hide():
     assert (reduce.axes, reduce.size, reduce.bytes) == (("fsdp",), 4, 2 * 1024 * 4 * 3 / 4)
 
 
+def test_collectives_of_a_shard_map_share_a_channel_and_are_several():
+    line = "  %fusion.1 = bf16[128,512]"
+    exchange = "  %exchange.{n} = bf16[2,{n},256]{{2,1,0}} all-to-all(%x), channel_id=1, replica_groups=[4,2]<=[8]\n"
+    program = PROGRAM.replace(line, exchange.format(n=8) + exchange.format(n=64) + line)
+    (found,) = [c for c in hlo.read(program).collectives if c.kind == "all-to-all"]
+    assert (found.count, found.bytes) == (14, 2 * 7 * 128 * 256 * 2 / 2)
+
+
 def test_a_kernel_says_its_own_flops():
     program = hlo.read(PROGRAM)
     assert (program.kernels, program.kernel_flops) == (1, 500)
