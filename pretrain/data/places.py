@@ -30,6 +30,7 @@ class Records:
     """The records of a shard. ValueError where one is not what was written."""
 
     def __init__(self, shard: Path, places: Path):
+        self._name = places.name
         self._files = shard.open("rb", 0), places.open("rb", 0)  # closed with this object, whoever still reads
         self._shard, self._places = (f.fileno() for f in self._files)
 
@@ -37,7 +38,7 @@ class Records:
         at, size, crc = PLACE.unpack(os.pread(self._places, PLACE.size, PLACE.size * number))
         data = _joined(self._shard, at, size)
         if zlib.crc32(data) != crc:
-            raise ValueError(f"record {number} has other bytes than were written")
+            raise ValueError(f"record {number} is not what {self._name} says")
         return data
 
 
