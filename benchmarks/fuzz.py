@@ -131,7 +131,7 @@ def outside(reader: str, cases: int, args: argparse.Namespace) -> dict[str, Any]
     total = Counter()
     slowest = grown = 0.0
     begin, end = args.begin, args.begin + cases
-    with tempfile.NamedTemporaryFile() as at:
+    with tempfile.NamedTemporaryFile(dir=_fast()) as at:
         while begin < end:
             command = [sys.executable, __file__, "--inside", "--at", at.name, "--reader", reader, "--seed", args.seed]
             command += ["--begin", begin, "--cases", end - begin, "--save", args.save]
@@ -146,7 +146,9 @@ def outside(reader: str, cases: int, args: argparse.Namespace) -> dict[str, Any]
             if not crash:
                 break
             at.seek(0)
-            stopped = int(at.read() or begin)
+            if not (said := at.read()):
+                raise RuntimeError(f"{reader}: the process ended before its first case: {crash}")
+            stopped = int(said)
             print(json.dumps({"reader": reader, "case": stopped, "failure": crash}), flush=True)
             total += Counter(cases=stopped + 1 - begin, failures=1)
             begin = stopped + 1

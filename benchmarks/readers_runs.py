@@ -98,7 +98,7 @@ def make_corpus(folder: Path) -> None:
 
 CORPUS = (
     *("manifest.json", "train-00000.json", "train-00000.array_record", "train-00000.documents.array_record"),
-    *("train-00000.places",),
+    "train-00000.places",
 )
 
 

@@ -1,11 +1,11 @@
 """A column of parquet files and of Hugging Face datasets on disk."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pretrain import untrusted
 from pretrain.data.config import DatasetFolder, Parquet
 from pretrain.data.streams import too_long
 from pretrain.errors import UserError
@@ -87,8 +87,8 @@ def _data_files(folder: Path) -> set[str] | None:
     if not state.is_file():
         return None
     try:
-        return {str(entry["filename"]) for entry in json.loads(state.read_text())["_data_files"]}
-    except (ValueError, KeyError, TypeError):
+        return {str(entry["filename"]) for entry in untrusted.load(state)["_data_files"]}
+    except (ValueError, OSError, KeyError, TypeError):
         raise UserError(f"{state}: found no list of data files, expected that of save_to_disk; save it anew") from None
 
 
