@@ -77,7 +77,7 @@ class Init:
         shape = tuple(size for _, size in dims)
         if self.stacked is not None:
             axes, shape, maps = ("layers", *axes), (self.stacked, *shape), maps + 1
-        spec = place.stored_spec(axes)
+        spec = place.stored_spec(shape, axes)
         if fill is not None:
             value = jnp.full(shape, fill, jnp.float32, out_sharding=spec)
         elif truncate:

@@ -28,7 +28,7 @@ def names(model: Transformer) -> Transformer:
 
 def shardings(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
     """The layout at rest of every parameter."""
-    return like(model, lambda _, p: place.stored(p.axes, mesh))
+    return like(model, lambda _, p: place.stored(jax.tree.leaves(p)[0].shape, p.axes, mesh))
 
 
 def matrix_axes(model: Transformer) -> Transformer:

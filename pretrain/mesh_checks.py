@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
-from pretrain.models.config import BlockConfig, MlaConfig, MoeConfig, StackConfig, TransformerConfig
+from pretrain.models.config import BlockConfig, MoeConfig, StackConfig, TransformerConfig
 from pretrain.sharding.rules import AxisRules, Table, resolved
 
 if TYPE_CHECKING:
@@ -97,13 +97,8 @@ def _weights(config: "RunConfig", sizes: Sizes, rules: AxisRules) -> Iterator[st
         mlp = block.mlp.expert if isinstance(block.mlp, MoeConfig) else block.mlp
         found |= {("kv_heads", getattr(block.mixer, "kv_heads", block.mixer.heads))}
         found |= {("d_ff", mlp.d_ff)} if mlp else set()
-        if isinstance(block.mixer, MlaConfig):
-            found |= {("kv_rank", block.mixer.kv_rank)}
-            found |= {("query_rank", block.mixer.query_rank)} if block.mixer.query_rank else set()
-    cuts = {"kv_heads": (rules.used, "kv_heads"), "d_ff": (rules.used, "mlp")}
     for name, size in sorted(found):
-        table, axis = cuts.get(name, (rules.stored, "latent"))
-        yield from _divides(*_cut(table, axis, sizes), name, size)
+        yield from _divides(*_cut(rules.used, "kv_heads" if name == "kv_heads" else "mlp", sizes), name, size)
 
 
 def _experts(model: TransformerConfig, sizes: Sizes, rules: AxisRules) -> Iterator[str]:

@@ -21,7 +21,8 @@ from pretrain.sharding.rules import AxisRules, Table, assign
 
 Axes = tuple[Axis | None, ...]
 NOWHERE = AxisRules()
-TOKENS = ("length", "sequence")
+EVENLY = ("length", "sequence", "latent")
+"""Stay whole where their mesh axes do not divide them."""
 AT_ONCE = Schedule()
 _rules: ContextVar[AxisRules] = ContextVar("rules", default=NOWHERE)
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
@@ -64,10 +65,11 @@ def _trivial() -> bool:
 
 
 def _spec(axes: Axes, table: Table, shape: tuple[int, ...] = ()) -> P:
-    """Tokens that their mesh axes do not divide stay whole: those asked for in a row, or the one that stands for it."""
+    """Tokens that their mesh axes do not divide stay whole: those asked for in a row, or the one that stands for it.
+    So do low ranks."""
     sizes, out = _sizes(), []
     for i, (axis, mesh_axes) in enumerate(zip(axes, assign(axes, table, sizes))):
-        uneven = i < len(shape) and axis in TOKENS and shape[i] % math.prod(sizes[m] for m in mesh_axes)
+        uneven = i < len(shape) and axis in EVENLY and shape[i] % math.prod(sizes[m] for m in mesh_axes)
         out.append(None if uneven else mesh_axes or None)
     return P(*out)
 
@@ -82,14 +84,14 @@ def spec(*axes: Axis | None) -> P:
     return _spec(axes, _rules.get().used)
 
 
-def stored_spec(axes: Axes) -> P | None:
+def stored_spec(shape: tuple[int, ...], axes: Axes) -> P | None:
     """The layout at rest of a parameter with these logical axes; None where there is nothing to lay out."""
-    return None if _trivial() else _spec(axes, _rules.get().stored)
+    return None if _trivial() else _spec(axes, _rules.get().stored, shape)
 
 
-def stored(axes: Axes, mesh: jax.sharding.Mesh) -> NamedSharding:
+def stored(shape: tuple[int, ...], axes: Axes, mesh: jax.sharding.Mesh) -> NamedSharding:
     """The same as a sharding of concrete arrays."""
-    return NamedSharding(mesh, _spec(axes, _rules.get().stored))
+    return NamedSharding(mesh, _spec(axes, _rules.get().stored, shape))
 
 
 def spec_of(shape: tuple[int, ...], *axes: Axis | None) -> P:

@@ -336,7 +336,7 @@ def test_a_model_over_eight_devices_is_read_and_written_bit_by_bit(tmp_path):
         (tmp_path / folder).mkdir()
         with place.use(mesh, fsdp_tp()):
             if model is None:
-                spread = {"place": lambda _, p, value: jax.device_put(value, place.stored(p.axes, mesh))}
+                spread = {"place": lambda _, p, value: jax.device_put(value, place.stored(value.shape, p.axes, mesh))}
                 _, model = convert.load(tmp_path / "a", **spread)
                 assert len(model.decoder.pattern[0].mlp.up[...].sharding.device_set) == 8
             convert.save(model, tmp_path / folder)
