@@ -196,8 +196,7 @@ class _Walk:
     ) -> None:
         """A channel tells the pieces of one collective that is spread; those of a `shard_map` share a channel."""
         channel = re.search(r"channel_id=(\d+)", o.attributes)
-        spread = channel and fused and hidden
-        key = (scope, f"{channel[1]} {o.shape}" if spread else f"{computation}/{o.name}")
+        key = (scope, f"{channel[1]} {o.shape}" if channel and fused and hidden else f"{computation}/{o.name}")
         if key in self.seen:
             return
         self.seen.add(key)
