@@ -121,7 +121,7 @@ def _require_room(config: RunConfig, launch) -> None:
     if found["fits"]:
         return
     memory = found["memory"]
-    changes = " or ".join(c["options"] for c in found["changes"]) or "a larger --slice"
+    changes = " or ".join(c.told() for c in plan.advice(config, launch.slice, found)[:2]) or "a larger --slice"
     raise UserError(
         f"does not fit {launch.slice.vendor}: needs {report.gib(memory['peak_bytes'])} of "
         f"{report.gib(memory['limit_bytes'])} GiB a device ({found['basis']}); try {changes}, or --force"
