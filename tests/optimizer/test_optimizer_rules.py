@@ -143,7 +143,7 @@ def test_stochastic_rounding_is_right_on_average_and_follows_where_rounding_to_n
     assert abs(up.mean() - 1 / 8) < 4 * error
     exact, nearest, stochastic = (float(found[k][1].mean()) for k in ("float32", "bfloat16", "bfloat16_stochastic"))
     assert abs(stochastic / exact - 1) < 2e-3
-    assert nearest / exact < 0.9
+    assert abs(nearest / exact - 1) > 0.02
     shares = np.asarray(found["bfloat16_stochastic"][1])
     assert np.unique(shares).size > 2
     assert np.isfinite(shares).all()
