@@ -56,7 +56,8 @@ def assert_greedy(model: Transformer, out: Generation, sources=None, prefix: boo
         logits_NV = whole[len(prompt) - 1 :]
         assert tokens == logits_NV.argmax(-1).tolist()
         want_N = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits_NV)), np.asarray(tokens)[:, None], 1)[:, 0]
-        np.testing.assert_allclose(logprobs, want_N, atol=2e-5)
+        finest = np.spacing(np.abs(logits_NV).max())  # logits are no finer, and some of these are hundreds
+        np.testing.assert_allclose(logprobs, want_N, atol=max(2e-5, 2 * finest))
     assert len({t for row in out.tokens for t in row}) > 4, "the weights make a test that cannot fail"
 
 
