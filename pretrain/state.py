@@ -1,6 +1,6 @@
 """Everything a step changes, and where it lies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -46,12 +46,19 @@ def initialise(config: RunConfig, optimizer: optax.GradientTransformation, dtype
 def abstract(config: RunConfig, optimizer: optax.GradientTransformation, dtype: jnp.dtype, mesh) -> TrainState:
     """Shapes, types and layouts without numbers: what a checkpoint is restored into and a plan compiled from."""
     shapes = jax.eval_shape(lambda: initialise(config, optimizer, dtype))
-    return jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(
-            s.shape, s.dtype, sharding=NamedSharding(mesh, s.sharding.spec if s.sharding else jax.P())
-        ),
-        shapes,
-    )
+
+    def laid(memory: str | None):
+        def of(s):
+            sharding = NamedSharding(mesh, s.sharding.spec if s.sharding else jax.P(), memory_kind=memory)
+            return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
+
+        return of
+
+    state = jax.tree.map(laid(None), shapes)
+    if not config.optimizer.offload:
+        return state
+    slots = jax.tree.map(laid("pinned_host"), shapes.optimizer.slots)
+    return replace(state, optimizer=state.optimizer._replace(slots=slots))
 
 
 def create(config: RunConfig, optimizer: optax.GradientTransformation, dtype: jnp.dtype, mesh) -> TrainState:

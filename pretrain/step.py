@@ -38,12 +38,13 @@ def make_step(
         grads, loss = mean_gradients(objective, state, batch, accumulate)
         scale = window.lr_scale(health, state.health, state.step)
         more = {} if scale is None else {"lr_scale": scale}
-        updates, opt_state = update(grads, state.optimizer, state.model, **more)
+        old = replace(state, optimizer=place.fetch(state.optimizer))
+        updates, opt_state = update(grads, old.optimizer, state.model, **more)
         model = apply(state.model, updates)
         mean = loss.total / jnp.maximum(loss.weight, 1)
         verdict = _judged(health, state, mean, opt_state.grad_norm)
         new = TrainState(step=state.step, model=model, optimizer=opt_state, key=state.key, health=state.health)
-        new = jax.tree.map(lambda a, b: _select(verdict.update, a, b), new, state)
+        new = place.stow(jax.tree.map(lambda a, b: _select(verdict.update, a, b), new, old), state)
         done = verdict.advance.astype(jnp.int32)
         metrics = {
             "loss": mean,

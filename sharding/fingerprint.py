@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pretrain.sharding.place import fetch
+
 WEYL = 0x9E3779B9  # 2^32 over the golden ratio: neighbours in place are far apart before they are mixed
 Arrays = Mapping[str, jax.Array]
 
@@ -23,7 +25,7 @@ def parts(arrays: Arrays) -> jax.Array:
 
     Arrays in the order of their names, devices in that of the mesh. Every process of the mesh must call it.
     """
-    return _parts([arrays[name] for name in sorted(arrays)])
+    return _parts(fetch([arrays[name] for name in sorted(arrays)]))
 
 
 def replicas(array: jax.Array | jax.ShapeDtypeStruct) -> list[list[int]]:

@@ -110,6 +110,20 @@ def gather(w: jax.Array, axes: Axes, dtype: jnp.dtype) -> jax.Array:
     return w if _trivial() else jax.sharding.reshard(w, _spec(axes, _rules.get().used))
 
 
+def fetch(tree):
+    """What lies in the host's memory, on the device."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if _on_host(x) else x, tree)
+
+
+def stow(tree, like):
+    """Each array in the memory in which the one of `like` lies."""
+    return jax.tree.map(lambda x, old: jax.device_put(x, jax.memory.Space.Host) if _on_host(old) else x, tree, like)
+
+
+def _on_host(x: jax.Array) -> bool:
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
 def project(
     x: jax.Array, w: jax.Array | Columns, *axes: Axis | None, contract: int = 1, dtype: jnp.dtype | None = None
 ) -> jax.Array:

@@ -245,12 +245,15 @@ def _assembled(
             continue
         reads = i in owners if sends else True
         data = pieces[_key(name, places[device])].read() if reads else np.zeros(part, shape.dtype)
-        shards.append(jax.device_put(data[None] if sends else data, device))
+        memory = None if sends else sharding.memory_kind
+        where = jax.sharding.SingleDeviceSharding(device, memory_kind=memory)
+        shards.append(jax.device_put(data[None] if sends else data, where))
     if not sends:
         return jax.make_array_from_single_device_arrays(whole, sharding, shards)
     mesh = sharding.mesh
     apart = jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
-    return _sent(jax.make_array_from_single_device_arrays((len(devices), *part), apart, shards), sharding)
+    sent = _sent(jax.make_array_from_single_device_arrays((len(devices), *part), apart, shards), sharding)
+    return jax.device_put(sent, sharding)
 
 
 def _sent(parts: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:

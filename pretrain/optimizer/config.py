@@ -295,6 +295,9 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     """Gradients of a larger global norm are scaled down to it."""
     groups: tuple[Group, ...] = DECAY_GROUPS
+    offload: bool = False
+    """What is remembered of each parameter lies in the hosts' memory between updates, which the device computes: as many
+    bytes less there, moved twice every step (unlike ZeRO-Offload, Ren et al. 2021, whose hosts compute)."""
 
     def checks(self) -> Checks:
         return (

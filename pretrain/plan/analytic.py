@@ -42,10 +42,12 @@ class Memory:
     logits: int
     gathered: int
     """Weights of one period as they are used."""
+    host: int
+    """In the memory of the device's host, and moved twice every step."""
 
     @property
     def peak(self) -> int:
-        return sum(vars(self).values())
+        return sum(vars(self).values()) - self.host
 
     @property
     def stored(self) -> int:
@@ -106,6 +108,7 @@ def _stored(config: RunConfig, devices: int) -> dict[str, int]:
     return {
         "parameters": bytes_a_device(state.model),
         "optimizer": bytes_a_device(state.optimizer),
+        "host": bytes_a_device(state.optimizer, "pinned_host"),
         "batch": batch // shards(config, devices, "batch"),
     }
 
@@ -187,7 +190,7 @@ def work(config: RunConfig, devices: int, parts: dict[str, int]) -> Work:
         flops=useful + again * per_stack / devices,
         sent=_sent(config, devices),
         waiting=_waiting(config, devices),
-        touched=2 * (parts["parameters"] + parts["optimizer"]) + 2 * parts["parameters"],
+        touched=2 * (parts["parameters"] + parts["optimizer"] + parts["host"]) + 2 * parts["parameters"],
     )
 
 
@@ -230,14 +233,13 @@ def _sent(config: RunConfig, devices: int) -> float:
 
 
 def _exchanged(block: BlockConfig, config: RunConfig, sizes, tokens: float) -> float:
-    """Of one block: keys and values twice, their gradients once in f32; places for tokens at other experts, filled or
-    not, four times."""
+    """Of one block: keys and values twice, their gradients once in f32; tokens to other experts and back, and their
+    gradients."""
     tensors, sent = accounting.tensors(block, config.model.d_model), 0.0
     if (context := sizes["context"]) > 1:
         sent += (context - 1) * tokens * (tensors["key"] + tensors["value"]) / sizes["tensor"] * (2 + 2 + 4)
     if (expert := sizes["expert"]) > 1 and isinstance(block.mlp, MoeConfig):
-        places = min(block.mlp.router.top_k, block.mlp.experts // expert)
-        sent += 4 * (expert - 1) * places * tokens * config.model.d_model * 2
+        sent += 4 * (expert - 1) / expert * block.mlp.router.top_k * tokens * config.model.d_model * 2
     return sent
 
 

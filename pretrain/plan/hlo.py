@@ -206,6 +206,8 @@ class _Walk:
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
         share = (n - 1) / n if n else 1
+        if kind == "ragged-all-to-all":  # from rows to places for more, or back
+            given = min(size(self.shapes[computation].get(n, "")) for n in o.operands[:2])
         wire = {"all-gather": got * share, "all-reduce": 2 * given * share, "collective-permute": given}
         hides = hidden or o.code.endswith("-start")
         sums = self.moved[kind, axes, n, hides]

@@ -72,8 +72,8 @@ def lower(config: RunConfig, mesh):
     return lowered, {name: bytes_a_device(tree) for name, tree in causes.items()}
 
 
-def bytes_a_device(tree) -> int:
-    """Of arrays with layouts, without the tiles into which a TPU pads them."""
+def bytes_a_device(tree, memory: str | None = None) -> int:
+    """Of arrays with layouts, in the device's memory or another, without the tiles into which a TPU pads them."""
     import math
 
     import jax
@@ -85,7 +85,7 @@ def bytes_a_device(tree) -> int:
         flat = [a for axes in s.sharding.spec if axes for a in ((axes,) if isinstance(axes, str) else axes)]
         return s.dtype.itemsize * math.prod(s.shape) // math.prod(sizes[a] for a in flat)
 
-    return sum(of(s) for s in jax.tree.leaves(tree))
+    return sum(of(s) for s in jax.tree.leaves(tree) if s.sharding.memory_kind == memory)
 
 
 def compile_step(config: RunConfig, topology: str, options: dict[str, Any], save: str | None) -> dict[str, Any]:
@@ -133,13 +133,14 @@ def _memory(stats) -> dict[str, int]:
     """Bytes of one device, as the compiler plans them.
 
     `peak` is what it holds against the memory there is when it refuses a program; "temp" of its own statistics is
-    more, as it counts what takes the place of donated arrays once more.
+    more, as it counts what takes the place of donated arrays once more. Its own peak counts the host's memory too.
     """
     names = ("argument", "output", "alias", "temp", "generated_code")
     found = {name: getattr(stats, f"{name}_size_in_bytes") for name in names}
-    host = sum(getattr(stats, f"host_{name}_size_in_bytes", 0) for name in ("argument", "output", "temp"))
+    there = {name: getattr(stats, f"host_{name}_size_in_bytes") for name in names}
+    host = there["argument"] + there["output"] - there["alias"] + there["temp"]
     others = found["argument"] + found["output"] - found["alias"] + found["generated_code"]
-    peak = stats.peak_memory_in_bytes or others + found["temp"]
+    peak = stats.peak_memory_in_bytes - host if stats.peak_memory_in_bytes else others + found["temp"]
     return {**found, "temp": max(0, peak - others), "host": host, "peak": peak}
 
 

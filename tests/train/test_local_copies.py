@@ -4,6 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +60,19 @@ def test_the_newest_copy_is_used_when_it_is_newer_than_the_checkpoints(killed):
     assert news == [("local_used", 8, None)]
     np.testing.assert_array_equal(found["model"]["kernel"], KERNEL + 8)
     assert found["model"]["scale"].dtype == jnp.bfloat16
+
+
+def test_what_lies_in_the_hosts_memory_comes_back_there(tmp_path):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+    checkpoints = opened(tmp_path)
+    checkpoints.keep(jax.device_put(state(8), sharding), Progress(step=8, tokens=0))
+    assert checkpoints._local is not None
+    checkpoints._local._wait()
+    found = opened(tmp_path).resume(jax.device_put(state(0), sharding))
+    assert found is not None
+    kernel = found[0]["model"]["kernel"]
+    assert kernel.sharding.memory_kind == "pinned_host"
+    np.testing.assert_array_equal(kernel, KERNEL + 8)
 
 
 def test_a_flipped_bit_in_a_copy_gives_the_one_before(killed):

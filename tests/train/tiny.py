@@ -83,6 +83,8 @@ def main() -> None:
         every, local_every = int(given.get("every", 100)), int(given.get("local_every", 2))
         changes["checkpoint"] = CheckpointConfig(every=every, local=given["local"], local_every=local_every)
     run_config = config(Path(text), **changes)
+    if "offload" in given:
+        run_config = replace(run_config, optimizer=replace(run_config.optimizer, offload=True))
     if "streaming" in given:
         run_config = replace(run_config, data=replace(run_config.data, streaming=True))
     print(json.dumps(train(run_config, Path(run), processes=processes, allow=("steps",))))
