@@ -296,8 +296,8 @@ class OptimizerConfig:
     """Gradients of a larger global norm are scaled down to it."""
     groups: tuple[Group, ...] = DECAY_GROUPS
     offload: bool = False
-    """What is remembered of each parameter lies in the hosts' memory between updates, which the device computes: as many
-    bytes less there, moved twice every step (unlike ZeRO-Offload, Ren et al. 2021, whose hosts compute)."""
+    """What is remembered of each parameter lies in the hosts' memory between updates. Devices compute them: it is moved
+    twice every step (unlike ZeRO-Offload, Ren et al. 2021, whose hosts compute)."""
 
     def checks(self) -> Checks:
         return (

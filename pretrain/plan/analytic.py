@@ -23,6 +23,8 @@ EFFICIENCY = 0.7
 take 0.61 to 0.78 of it."""
 EXPOSED = 0.5
 """Share of the traffic that no computation hides: none of a TPU's asynchronous collectives, all of its others."""
+HOST_LINK = 15e9
+"""Bytes per second between a device and its host's memory, each way: jax-ml.github.io/scaling-book/tpus on PCIe."""
 SCORES = 10
 """Bytes of one attention score while its layer is differentiated: logits and their gradient in f32, weights in bf16.
 The reference attention keeps them, splash attention does not."""
@@ -74,6 +76,8 @@ class Work:
     """Time of the computation for each second of work: more than 1 in a pipeline."""
     touched: float
     """Bytes of parameters, gradients and optimizer state that the update moves through memory."""
+    hosted: float
+    """Bytes that come from the host's memory, and go back."""
 
 
 def shards(config: RunConfig, devices: int, *axes: str) -> int:
@@ -191,6 +195,7 @@ def work(config: RunConfig, devices: int, parts: dict[str, int]) -> Work:
         sent=_sent(config, devices),
         waiting=_waiting(config, devices),
         touched=2 * (parts["parameters"] + parts["optimizer"] + parts["host"]) + 2 * parts["parameters"],
+        hosted=parts["host"],
     )
 
 
@@ -274,9 +279,9 @@ def seconds(w: Work, on: Slice) -> tuple[float, float, float]:
 
 
 def parts_of(w: Work, on: Slice) -> tuple[float, float, float]:
-    """Seconds of computation, of the links and of the update's memory traffic."""
+    """Seconds of computation, of the links and of the update's memory traffic, the host's too."""
     return (
         w.waiting * w.flops / (on.chip.peak * EFFICIENCY),
         w.sent / link_bandwidth(on),
-        w.touched / on.chip.memory_bandwidth,
+        w.touched / on.chip.memory_bandwidth + 2 * w.hosted / HOST_LINK,
     )

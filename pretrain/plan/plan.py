@@ -162,10 +162,11 @@ def _speed(
         wire[c["asynchronous"]] += c["bytes"] / analytic.link_bandwidth(on)
     hidden = min(wire[True], compute)
     late = wire[True] - hidden
+    hosted = 2 * facts["memory"]["host"] / analytic.HOST_LINK
     matmuls = min(compute, program["flops"] / on.chip.peak + kernels)
-    shares = _shares(compute=matmuls, network=wire[False] + late, memory=compute - matmuls)
-    low = max(compute, wire[True] + wire[False])
-    return low, compute + wire[False] + late, (compute + wire[True] + wire[False]) * 1.1, shares
+    shares = _shares(compute=matmuls, network=wire[False] + late, memory=compute - matmuls + hosted)
+    low = max(compute, wire[True] + wire[False], hosted)
+    return low, compute + wire[False] + late + hosted, (compute + wire[True] + wire[False] + hosted) * 1.1, shares
 
 
 def _shares(**parts: float) -> dict[str, float]:
@@ -233,7 +234,7 @@ def _judged(candidates, config: RunConfig, on: Slice, plan: dict[str, Any], quic
 
 
 def neighbours(config: RunConfig, on: Slice) -> list[tuple[tuple[str, ...], RunConfig]]:
-    """Runs one change away that are legal: another remat, other micro-batches, another mesh."""
+    """Runs one change away that are legal: another remat, other micro-batches, another mesh, moments on the host."""
     out = [
         *((("--remat", name), with_remat(config, name)) for name in REMATS if with_remat(config, name) != config),
         *(
@@ -242,6 +243,7 @@ def neighbours(config: RunConfig, on: Slice) -> list[tuple[tuple[str, ...], RunC
             if n != config.batch.accumulate and config.batch.rows % n == 0
         ),
         *((_mesh_options(other), other) for other in meshes(config, on) if other != config),
+        (("--optimizer.offload",), replace(config, optimizer=replace(config.optimizer, offload=True))),
     ]
     named = [(_remat_options(config, o[1]) if o[0] == "--remat" else o, c) for o, c in out]
     return [(options, other) for options, other in named if legal(other, on)]
