@@ -147,6 +147,17 @@ def test_what_is_computed_again_is_time_and_what_is_kept_is_memory(remat):
     assert other["model_flops"] == full["model_flops"]
 
 
+def test_moments_on_the_host_leave_the_device_and_take_time():
+    config, on = run("runs.pretrain_llama2_7b"), parse("v5p-128")
+    here = plan(config, on, quick=True)
+    there = plan(presets.overrides(config, ["--optimizer.offload"]), on, quick=True)
+    moments = here["memory"]["optimizer_bytes"]
+    assert there["memory"]["host_bytes"] == pytest.approx(moments, rel=1e-6)
+    assert here["memory"]["peak_bytes"] - there["memory"]["peak_bytes"] == there["memory"]["host_bytes"]
+    slower = there["step_seconds"][1] - here["step_seconds"][1]
+    assert slower == pytest.approx(2 * there["memory"]["host_bytes"] / analytic.HOST_LINK)
+
+
 def test_a_search_orders_legal_meshes_and_marks_the_best():
     rows = search(run("runs.pretrain_llama2_7b"), parse("v5p-128"), compiles=6, quick=True)
     order = [(not row["fits"], row["step_seconds"]) for row in rows]
