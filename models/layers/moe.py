@@ -159,11 +159,15 @@ def _mlp(c: MoeConfig, w: dict, product, biased) -> jax.Array:
 
 
 def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Array:
-    """No token is dropped: pairs sorted by expert, one grouped product for each matrix."""
+    """No token is dropped: pairs sorted by expert, one grouped product for each matrix.
+
+    Pairs are counted choice by choice: sums over choices are then sums over a leading dimension, which a TPU does not
+    have to pad.
+    """
     k, D = c.router.top_k, x_BTD.shape[-1]
-    x_ND, ids_n, weights_n = x_BTD.reshape(-1, D), ids_BTK.reshape(-1), weights_BTK.reshape(-1)
-    order_n = jnp.argsort(ids_n, stable=True)
-    x_nD, weights_n1 = x_ND[order_n // k], weights_n[order_n][:, None]
+    x_ND, ids_n, weights_kN1 = x_BTD.reshape(-1, D), _by_choice(ids_BTK).reshape(-1), _by_choice(weights_BTK)[..., None]
+    pair_n = jnp.argsort(ids_n, stable=True)
+    seat_kN = jnp.argsort(pair_n).reshape(k, -1)
 
     def work(x_mD, expert_m, sizes_E):
         def product(kernel, h):
@@ -177,11 +181,34 @@ def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Arr
         return y_mD + w["down_bias"][expert_m] / place.devices("mlp") if "down_bias" in w else y_mD
 
     most = len(x_ND) * min(k, len(w["up"]))  # a token goes to k different experts
-    x_nD = x_nD * weights_n1 if c.router.on_input else x_nD
-    y_nD = expert.visit(work, x_nD, ids_n[order_n], c.experts, most)
-    y_nD = y_nD if c.router.on_input else y_nD * weights_n1
-    back_n = jnp.argsort(order_n)
-    return jnp.sum(y_nD[back_n].reshape(-1, k, D), axis=1).reshape(x_BTD.shape)
+    x_nD = _sent(x_ND, pair_n, seat_kN)
+    x_nD = x_nD * weights_kN1.reshape(-1, 1)[pair_n] if c.router.on_input else x_nD
+    y_kND = _returned(expert.visit(work, x_nD, ids_n[pair_n], c.experts, most), pair_n, seat_kN)
+    y_kND = y_kND if c.router.on_input else y_kND * weights_kN1
+    return jnp.sum(y_kND, axis=0).reshape(x_BTD.shape)
+
+
+def _by_choice(x_BTK: jax.Array) -> jax.Array:
+    return x_BTK.reshape(-1, x_BTK.shape[-1]).T
+
+
+@jax.custom_vjp
+def _sent(x_ND: jax.Array, pair_n: jax.Array, seat_kN: jax.Array) -> jax.Array:
+    """x_nD of the pairs in this order. Each pair has one seat: the gradient too is gathered, not scattered."""
+    return x_ND[pair_n % len(x_ND)]
+
+
+@jax.custom_vjp
+def _returned(y_nD: jax.Array, pair_n: jax.Array, seat_kN: jax.Array) -> jax.Array:
+    """y_kND from the pairs' seats."""
+    return y_nD[seat_kN]
+
+
+_sent.defvjp(lambda x, pair, seat: (_sent(x, pair, seat), seat), lambda seat, d: (jnp.sum(d[seat], axis=0), None, None))
+_returned.defvjp(
+    lambda y, pair, seat: (_returned(y, pair, seat), pair),
+    lambda pair, d: (d.reshape(-1, d.shape[-1])[pair], None, None),
+)
 
 
 def _up_to_capacity(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Array:
