@@ -1,5 +1,5 @@
 """Mixtral 8x22B (Mistral AI 2024, release 0.1) on 256 chips of v5p, two of which share the experts: a trillion tokens
-in batches of 4 million, each in four parts. Its authors published neither their tokens nor their rates; these are of
+in batches of 4 million. Its authors published neither their tokens nor their rates; these are of
 Llama 2 70B."""
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ def run() -> RunConfig:
         ),
         optimizer=OptimizerConfig(peak_lr=1.5e-4, schedule=Cosine(warmup_steps=2000)),
         objective=NextToken(loss=LossConfig(chunk=512)),
-        batch=BatchConfig(rows=ROWS, accumulate=4),
+        batch=BatchConfig(rows=ROWS),
         mesh=MeshConfig(expert=2),
         steps=STEPS,
         checkpoint=CheckpointConfig(every=1000, keep_latest=3),
