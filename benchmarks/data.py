@@ -12,6 +12,7 @@ Prints one line a loader and a summary as JSON; exit code 3 where ours is not fi
 
 import argparse
 import functools
+import importlib.machinery
 import importlib.util
 import itertools
 import json
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,6 +106,7 @@ def grain_loader(folder: Path, records: np.ndarray, *, tuned: bool) -> Batches:
 
 
 def mosaic(folder: Path, records: np.ndarray) -> Batches:
+    _without_images()
     from streaming import MDSWriter, StreamingDataset
 
     with MDSWriter(out=str(folder / "mds"), columns={"tokens": f"ndarray:uint16:{TOKENS}"}) as writer:
@@ -113,6 +116,16 @@ def mosaic(folder: Path, records: np.ndarray) -> Batches:
     rows = itertools.chain.from_iterable(dataset for _ in itertools.repeat(None))
     while True:
         yield np.stack([row["tokens"] for row in itertools.islice(rows, ROWS)]).astype(np.int32)
+
+
+def _without_images() -> None:
+    """Names for what MosaicML imports of torchvision, for images: the real one wants a certain build of torch."""
+    names = {"transforms": {}, "transforms.functional": {"to_tensor": None}, "datasets": {"VisionDataset": object}}
+    for name, values in {"": {}, **names}.items():
+        module = types.ModuleType(f"torchvision.{name}".rstrip("."))
+        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+        vars(module).update(values, __path__=[])
+        sys.modules[module.__name__] = module
 
 
 def hugging_face(folder: Path, records: np.ndarray) -> Batches:
