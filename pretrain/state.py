@@ -15,6 +15,9 @@ from pretrain.models import tree
 from pretrain.models.transformer import Transformer
 from pretrain.optimizer.build import build
 
+HOST = "pinned_host"
+"""JAX's name for the memory of a device's host."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ def abstract(config: RunConfig, optimizer: optax.GradientTransformation, dtype: 
     state = jax.tree.map(laid(None), shapes)
     if not config.optimizer.offload:
         return state
-    slots = jax.tree.map(laid("pinned_host"), shapes.optimizer.slots)
+    slots = jax.tree.map(laid(HOST), shapes.optimizer.slots)
     return replace(state, optimizer=state.optimizer._replace(slots=slots))
 
 

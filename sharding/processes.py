@@ -1,6 +1,7 @@
 """Devices and processes: simulated ones on a laptop, many hosts on a pod."""
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,6 +10,11 @@ from pretrain.errors import UserError
 
 LAST_SECONDS = 30
 """A process that fails waits so long for the others, which wait for it; then it ends, and with it they do."""
+
+
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+"""Simulated devices are threads that wait for one another: on a busy or suspended machine longer than XLA's 40 s, after
+which it ends the process. What hangs is the watchdog's to find."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ def start(processes: Processes | None, simulate: int | None) -> None:
     if simulate is not None:
         if simulate % count:
             raise UserError(f"simulate={simulate} is not a multiple of {count} processes; give each the same number")
+        os.environ["XLA_FLAGS"] = f"{PATIENT} {os.environ.get('XLA_FLAGS', '')}".rstrip()  # the last one counts
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", simulate // count)
     if processes is not None:

@@ -158,21 +158,24 @@ def mix(
         if cached:
             k, v = k.swapaxes(1, 2).astype(q.dtype), v.swapaxes(1, 2).astype(q.dtype)
         k, v = place.like(k, q), place.like(v, q)
-        first = start
-        if shared > 1 and not passed and (causal or window is not None or bias is not None):
-            first = jax.lax.axis_index(place.mesh_axes("length")) * q.shape[1]
+        part = None
+        if q.shape[1] < T and not passed and (causal or window is not None or bias is not None):
+            part = jax.lax.axis_index(place.mesh_axes("length"))
         mask = kernels.Mask(
             q_segments_BT=q_segments,
             kv_segments_BS=kv_segments,
-            q_index_T=None if first is None else first + jnp.arange(q.shape[1]),
+            q_index_T=None if start is None or part is not None else start + jnp.arange(q.shape[1]),
             kv_prefix_BS=prefix,
             causal=causal,
             window=window,
+            parts=1 if part is None else shared,
+            part=part,
         )
         if passed:
             options = {"softcap": softcap, "sinks_KG": sinks, "dealt": rows.dealt}
             return ring.ring_attention(q, k, v, mask=mask, scale=scale, **options)
         if bias is not None and q.shape[1] < T:  # the diagonals that these queries meet
+            first = part * q.shape[1]
             bias = jax.lax.dynamic_slice_in_dim(bias, T - q.shape[1] - first, q.shape[1] + k.shape[1] - 1)
         bias_KGTS = None if bias is None else spread(bias, q.shape[1])
         return kernels.attention(q, k, v, mask=mask, scale=scale, softcap=softcap, bias_KGTS=bias_KGTS, sinks_KG=sinks)

@@ -15,8 +15,8 @@ Implementation = Literal["auto", "reference", "blockwise", "splash"]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["q_segments_BT", "kv_segments_BS", "q_index_T", "kv_index_S", "kv_prefix_BS"],
-    meta_fields=["causal", "window"],
+    data_fields=["q_segments_BT", "kv_segments_BS", "q_index_T", "kv_index_S", "kv_prefix_BS", "part"],
+    meta_fields=["causal", "window", "parts"],
 )
 @dataclass(frozen=True, kw_only=True)
 class Mask:
@@ -24,7 +24,8 @@ class Mask:
 
     Segment 0 is padding: it sees nothing and nobody sees it. Both segment arrays or none. `kv_prefix_BS` marks keys
     that causality does not hide.
-    An index is a place in the row or a slot of the cache; by default they count from 0.
+    An index is a place in the row or a slot of the cache; by default they count from 0, queries from the beginning of
+    the `part` of the row that they are, one of `parts` equal ones.
     """
 
     q_segments_BT: jax.Array | None = None
@@ -34,12 +35,16 @@ class Mask:
     kv_prefix_BS: jax.Array | None = None
     causal: bool = True
     window: int | None = None
+    parts: int = 1
+    part: jax.Array | None = None
+    """None: the queries are the whole row."""
 
     def visible(self, q_length: int, kv_length: int) -> jax.Array | None:
         """visible_BTS or, without segments, visible_1TS; None where every query sees every key."""
         seen = []
         if self.causal or self.window is not None:
-            q_T1 = (jnp.arange(q_length) if self.q_index_T is None else self.q_index_T)[:, None]
+            first = 0 if self.part is None else self.part * q_length
+            q_T1 = (first + jnp.arange(q_length) if self.q_index_T is None else self.q_index_T)[:, None]
             kv_1S = (jnp.arange(kv_length) if self.kv_index_S is None else self.kv_index_S)[None, :]
             if self.causal:
                 past_1TS = (kv_1S <= q_T1)[None]

@@ -40,13 +40,17 @@ def splash_attention(
     if not fits(mask, q_BTKGH, k_BSKH, v_BSKV):
         raise ValueError(f"found {mask} over queries {q_BTKGH.shape}, the kernel knows no such mask: use the reference")
     (_, T, _, G, _), S = q_BTKGH.shape, k_BSKH.shape[1]
-    kernel = splash.make_splash_mqa_single_device(
-        masks.MultiHeadMask([_static(mask, T, S)] * G),
+    kernel = splash.make_splash_mqa(
+        masks.MultiHeadMask([_static(mask, T * mask.parts, S)] * G),
         block_sizes=_blocks(T, S),
         attn_logits_soft_cap=softcap,
         residual_checkpoint_name="attention",
         interpret=interpret,
+        head_shards=1,
+        q_seq_shards=mask.parts,
     )
+    if mask.part is not None:
+        kernel = _of_part(kernel, mask.part, mask.parts)
     q_BKGTH = (q_BTKGH * scale).astype(q_BTKGH.dtype).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSV = k_BSKH.swapaxes(1, 2), v_BSKV.swapaxes(1, 2)
     q_segments_BT, kv_segments_BS = mask.q_segments_BT, mask.kv_segments_BS
@@ -59,6 +63,25 @@ def splash_attention(
     if q_segments_BT is None:
         return o_BTKGV
     return jnp.where(q_segments_BT[:, :, None, None, None] != 0, o_BTKGV, 0)  # padding sees padding in the kernel
+
+
+def _of_part(kernel: splash.SplashAttentionKernel, part: jax.Array, parts: int) -> splash.SplashAttentionKernel:
+    """The kernel of one part of the queries: its blocks of the mask, as `manual_sharding_spec` would deal them."""
+
+    def own(x: jax.Array | None, axis: int) -> jax.Array | None:
+        if x is None:
+            return None
+        size = x.shape[axis] // parts
+        return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
+
+    def of(info):
+        if info is None:
+            return None
+        blocks = {name: own(getattr(info, name), 1) for name in ("data_next", "mask_next", "block_mask")}
+        return info._replace(**blocks, q_sequence=own(info.q_sequence, 0))
+
+    infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+    return splash.SplashAttentionKernel(*(of(info) for info in infos), **kernel.kwargs)
 
 
 def _static(mask: Mask, T: int, S: int) -> masks.Mask:

@@ -112,7 +112,7 @@ def _stored(config: RunConfig, devices: int) -> dict[str, int]:
     return {
         "parameters": bytes_a_device(state.model),
         "optimizer": bytes_a_device(state.optimizer),
-        "host": bytes_a_device(state.optimizer, "pinned_host"),
+        "host": bytes_a_device(state.optimizer, host=True),
         "batch": batch // shards(config, devices, "batch"),
     }
 
@@ -156,7 +156,9 @@ def _experts(block: BlockConfig, config: RunConfig) -> int:
 def _scores(config: RunConfig, on: Slice, rows: int) -> int:
     """Of the layers that keep their attention scores at the same time."""
     T, parts = config.data.sequence_length, shards(config, on.devices, "batch", "length", "kv_heads")
-    flash = on.chip.dimensions is not None and shards(config, on.devices, "length") == 1 and T % 128 == 0
+    shared = shards(config, on.devices, "length")
+    flash = on.chip.dimensions is not None and T // shared % 128 == 0
+    flash = flash and (shared == 1 or config.mesh.attention == "gather")
 
     def heads(a: AttentionConfig | MlaConfig | None) -> int:
         return 0 if a is None or (flash and _splashes(a)) else a.heads

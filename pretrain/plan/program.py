@@ -72,11 +72,13 @@ def lower(config: RunConfig, mesh):
     return lowered, {name: bytes_a_device(tree) for name, tree in causes.items()}
 
 
-def bytes_a_device(tree, memory: str | None = None) -> int:
-    """Of arrays with layouts, in the device's memory or another, without the tiles into which a TPU pads them."""
+def bytes_a_device(tree, *, host: bool = False) -> int:
+    """Of arrays with layouts, in the device's memory or its host's, without the tiles into which a TPU pads them."""
     import math
 
     import jax
+
+    from pretrain.state import HOST
 
     def of(s) -> int:
         if jax.numpy.issubdtype(s.dtype, jax.dtypes.prng_key):
@@ -85,7 +87,7 @@ def bytes_a_device(tree, memory: str | None = None) -> int:
         flat = [a for axes in s.sharding.spec if axes for a in ((axes,) if isinstance(axes, str) else axes)]
         return s.dtype.itemsize * math.prod(s.shape) // math.prod(sizes[a] for a in flat)
 
-    return sum(of(s) for s in jax.tree.leaves(tree) if s.sharding.memory_kind == memory)
+    return sum(of(s) for s in jax.tree.leaves(tree) if (s.sharding.memory_kind == HOST) == host)
 
 
 def compile_step(config: RunConfig, topology: str, options: dict[str, Any], save: str | None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The TPU kernel, interpreted, beside the definition of attention."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,29 @@ def test_the_kernel_mixes_as_the_definition_does_forward_and_backward(name):
 
     for got, wanted in zip(jax.tree.leaves(both("splash")), jax.tree.leaves(both("reference"))):
         np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_devices_that_share_a_row_mix_their_parts_of_it(window):
+    """As with context parallelism: queries of one part, keys of all."""
+    q, k, v, weights = arrays()
+    whole = Mask(q_segments_BT=SEGMENTS, kv_segments_BS=SEGMENTS, window=window)
+
+    def total(q, k, v, parts, implementation):
+        out = []
+        for i, (q_part, segments) in enumerate(zip(jnp.split(q, parts, 1), jnp.split(SEGMENTS, parts, 1))):
+            part = jnp.int32(i) if parts > 1 else None
+            mask = replace(whole, q_segments_BT=segments, part=part, parts=parts)
+            out.append(attention(q_part, k, v, mask=mask, scale=H**-0.5, implementation=implementation))
+        return jnp.sum(jnp.concatenate(out, 1) * weights)
+
+    def both(parts, implementation):
+        return jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v, parts, implementation)
+
+    wanted = jax.tree.leaves(both(1, "reference"))
+    for parts, implementation in ((2, "splash"), (2, "reference")):
+        for got, want in zip(jax.tree.leaves(both(parts, implementation)), wanted):
+            np.testing.assert_allclose(got, want, atol=2e-5, rtol=1e-5)
 
 
 def test_the_kernel_has_sinks():
