@@ -132,6 +132,10 @@ class StackConfig:
     """None: keep everything."""
     unroll: int = 1
     """Periods of the pattern in one round of the scan: more is faster on CPU, and compiles longer."""
+    matmul: Literal["float", "int8", "int8_forward", "fp8", "fp8_forward"] = "float"
+    """Type in which the layers multiply activations by weights while training, through qwix. fp8: e4m3, gradients e5m2;
+    int8 rounds gradients stochastically. `_forward`: gradients in the compute type. Parameters stay float32; routers,
+    experts, attention scores, embeddings and heads stay in the compute type."""
 
     def checks(self) -> Checks:
         return (
