@@ -332,6 +332,12 @@ class TransformerConfig:
         return stack
 
     @property
+    def matmuls(self) -> set[str]:
+        """Types in which its stacks multiply while training."""
+        stacks = [self.encoder, self.decoder, self.generator and self.generator.encoder]
+        return {stack.matmul for stack in stacks if stack}
+
+    @property
     def generates(self) -> "TransformerConfig | None":
         """The generator as a model of its own, without the tables it shares."""
         g = self.generator

@@ -2,9 +2,11 @@
 Micikevicius et al. 2022, arXiv:2209.05433, for fp8), through qwix.
 
 Scales are found anew in every step: one for each token of activations, one for each output of weights, over whole
-arrays wherever they lie, so that a mesh changes no scale. Each device multiplies its part; parts are scaled, then added.
+arrays wherever they lie, so that a mesh changes no scale. Each device multiplies and scales its part, then parts are
+added.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -45,12 +47,17 @@ class Arithmetic:
 _now: ContextVar[Arithmetic | None] = ContextVar("arithmetic", default=None)
 
 
+def require() -> None:
+    """Raises UserError where qwix is missing."""
+    if importlib.util.find_spec("qwix") is None:
+        raise UserError(
+            "found no qwix, expected it for products in 8 bits; pip install 'pretrain[quant]', or set matmul to float"
+        )
+
+
 @contextmanager
 def products(kind: str, key: jax.Array | None) -> Iterator[None]:
-    """What is traced inside multiplies by weights in this arithmetic; without a key, outside training, as ever.
-
-    Raises UserError where qwix is missing.
-    """
+    """What is traced inside multiplies by weights in this arithmetic; without a key, outside training, as ever."""
     token = _now.set(None if kind == "float" or key is None else Arithmetic(kind=kind, key=key))
     try:
         yield
@@ -97,6 +104,7 @@ def product(x: jax.Array, w: jax.Array, contract: int, arithmetic: Arithmetic, o
         dtype=x.dtype,
         spread=out is not None,
     )
+    require()
     key = arithmetic.next_key()
     if out is None:
         return _product(how, x, w, key)
@@ -148,12 +156,8 @@ def _noise(key: jax.Array, g: jax.Array, how: How) -> jax.Array:
 
 def _quantised(x: jax.Array, channels: range, type_: str, noise: jax.Array | None = None):
     """A qwix QArray: values and their scales in f32, one for each of `channels`."""
-    try:
-        from qwix._src.core import qarray
-    except ImportError:
-        raise UserError(
-            "found no qwix, expected it for products in 8 bits; pip install 'pretrain[quant]', or set matmul to float"
-        ) from None
+    from qwix._src.core import qarray
+
     how = qarray.HowToQuantize(
         qtype=type_, channelwise_axes=tuple(channels), noise_fn=None if noise is None else lambda shape: noise
     )

@@ -1,6 +1,7 @@
 """A plan by arithmetic: exact for what is stored, a guide for what a step keeps, does and sends."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pretrain.config import RunConfig
@@ -66,6 +67,8 @@ class Work:
     """Forward and backward, causal attention once, nothing recomputed."""
     flops: float
     """With what rematerialisation computes again."""
+    narrow: Mapping[str, float]
+    """Those of `flops` that are products in 8 bits, by the `matmul` of their stack."""
     sent: float
     """Bytes over the links."""
     waiting: float = 1.0
@@ -180,31 +183,46 @@ def model_flops(config: RunConfig) -> float:
 
 def work(config: RunConfig, devices: int, parts: dict[str, int]) -> Work:
     useful = model_flops(config) / devices
-    again = sum(_again(b, s.remat, config) for s in _stacks(config) for b in s.blocks) if config.model else 0
+    again = sum(sum(_again(b, s.remat, config)) for s in _stacks(config) for b in s.blocks)
     per_stack = tokens(config) / len(_stacks(config))
     return Work(
         model_flops=useful,
         flops=useful + again * per_stack / devices,
+        narrow={s.matmul: n * per_stack / devices for s in _stacks(config) if (n := _narrow(s, config))},
         sent=_sent(config, devices),
         waiting=_waiting(config, devices),
         touched=2 * (parts["parameters"] + parts["optimizer"]) + 2 * parts["parameters"],
     )
 
 
-def _again(block: BlockConfig, remat: Remat | None, config: RunConfig) -> float:
-    """FLOPs of one token that the backward pass repeats: of the products whose results it needs and nobody kept."""
-    if remat is None:
+def _narrow(stack: StackConfig, config: RunConfig) -> float:
+    """FLOPs of one token in 8 bits: forward, backward where gradients are too, and their part of what is repeated."""
+    if stack.matmul == "float":
         return 0.0
+    out, D, passes = 0.0, config.model.d_model, 1 if stack.matmul.endswith("_forward") else 1 + accounting.BACKWARD
+    for block in stack.blocks:
+        flops = accounting.eight_bit_flops(block, D)
+        repeated = _again(block, stack.remat, config)[0] * flops / accounting.weight_flops(block, D)
+        out += passes * flops + repeated
+    return out
+
+
+def _again(block: BlockConfig, remat: Remat | None, config: RunConfig) -> tuple[float, float]:
+    """FLOPs of one token that the backward pass repeats, with weights and of attention: of the products whose results
+    it needs and nobody kept."""
+    if remat is None:
+        return 0.0, 0.0
     D, kept = config.model.d_model, {*remat.save, *remat.offload}
     widths = accounting.tensors(block, D)
     inner = ("query", "key", "value", "mlp_up", "mlp_gate")
     flops = sum(2 * D * widths[name] for name in inner if name not in kept)
     if "attention_out" not in kept and block.mlp is not None:
         flops += 2 * D * widths["attention"]
+    mixed = 0.0
     if "attention" not in kept and isinstance(block.mixer, AttentionConfig):
         causal = 0.5 if block.mixer.causal else 1.0
-        flops += 4 * block.mixer.heads * block.mixer.head_dim * config.data.sequence_length * causal
-    return flops
+        mixed = 4 * block.mixer.heads * block.mixer.head_dim * config.data.sequence_length * causal
+    return flops, mixed
 
 
 def _sent(config: RunConfig, devices: int) -> float:
@@ -267,14 +285,19 @@ def link_bandwidth(on: Slice) -> float:
 def seconds(w: Work, on: Slice) -> tuple[float, float, float]:
     """Low, likely and high of one step."""
     compute, network, update = parts_of(w, on)
-    low = max(w.waiting * w.flops / on.chip.peak, network, update)
+    low = max(w.waiting * as_bfloat16(w, on) / on.chip.peak, network, update)
     return low, max(low, compute + update + EXPOSED * network), compute / 0.8 + update + network
+
+
+def as_bfloat16(w: Work, on: Slice) -> float:
+    """FLOPs in bfloat16 that take as long as those of the step."""
+    return w.flops - sum(flops * (1 - 1 / on.chip.times(matmul)) for matmul, flops in w.narrow.items())
 
 
 def parts_of(w: Work, on: Slice) -> tuple[float, float, float]:
     """Seconds of computation, of the links and of the update's memory traffic."""
     return (
-        w.waiting * w.flops / (on.chip.peak * EFFICIENCY),
+        w.waiting * as_bfloat16(w, on) / (on.chip.peak * EFFICIENCY),
         w.sent / link_bandwidth(on),
         w.touched / on.chip.memory_bandwidth,
     )
