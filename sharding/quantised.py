@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -161,7 +161,9 @@ def _quantised(x: jax.Array, channels: range, type_: str, noise: jax.Array | Non
     how = qarray.HowToQuantize(
         qtype=type_, channelwise_axes=tuple(channels), noise_fn=None if noise is None else lambda shape: noise
     )
-    return qarray.quantize(x.astype(jnp.float32), how)
+    q = qarray.quantize(x.astype(jnp.float32), how)
+    # The largest is 127.5 steps. Below 0 its last bit would decide between -127 and -128, and a mesh its last bit.
+    return q if type_ != "int8" or noise is not None else replace(q, qvalue=jnp.maximum(q.qvalue, -127))
 
 
 def _dot(a, b, contracted: tuple[range, range], how: How) -> jax.Array:

@@ -121,9 +121,9 @@ TPUS = (
         counted=2,
     ),
 )
-# NVIDIA's data sheets H100 SXM, H200 SXM and HGX B200: memory, its bandwidth, NVLink in one direction, the rates of int8
-# and fp8. Another node is reached at 400 Gb/s a GPU, as in the vendor's DGX systems. jax takes 0.75 of the memory
-# unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; `launch` sets 0.92.
+# NVIDIA's data sheets H100 SXM, H200 SXM and HGX B200: memory, its bandwidth, NVLink in one direction, int8 and fp8.
+# Another node is reached at 400 Gb/s a GPU, as in the vendor's DGX systems. jax takes 0.75 of the memory unless
+# XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; `launch` sets 0.92.
 GPUS = (
     Chip(
         name="h100",

@@ -254,7 +254,7 @@ def test_products_in_8_bits_are_sooner_and_mfu_counts_them_as_bfloat16(kind, on)
 @pytest.mark.parametrize(("kind", "on"), [("fp8", "v5p-128"), ("fp8_forward", "v6e-256"), ("int8", "tpu7x-128")])
 def test_a_type_in_which_a_chip_is_no_faster_is_told(kind, on):
     usual, found = quick("float", on), quick(kind, on)
-    assert found["step_seconds"] == usual["step_seconds"]
+    assert found["step_seconds"][1] > usual["step_seconds"][1]
     assert any(f"matmul {kind}: " in line for line in report.lines("run", found))
     assert not usual["notes"]
 
