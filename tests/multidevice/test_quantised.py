@@ -49,6 +49,7 @@ def check(kind: str, family: str, mesh: MeshConfig, rules: str, bound: float):
     assert want != exact
     np.testing.assert_allclose(value, want, rtol=bound)
     wrong = {leaf: d for leaf, g in grads.items() if (d := dims.distance(g, wanted[leaf])) > bound}
+    print(kind, family, max(dims.distance(g, wanted[leaf]) for leaf, g in grads.items()))
     assert not wrong, wrong
 
 

@@ -9,8 +9,8 @@ from pretrain import run as runs
 from pretrain.errors import UserError
 from tests.train import tiny
 
-APART = {"int8": 0.1, "int8_forward": 0.1, "fp8": 0.2}
-"""Nats between the losses of a step, of a run that goes from 6.0 to about 3.3."""
+APART = {"int8": 0.1, "int8_forward": 0.1, "fp8": 0.1}
+"""Nats between the losses of a step, of a run that goes from 6.0 to 2.2; found were 0.055 to 0.063."""
 
 
 def in_8_bits(kind: str):
@@ -26,7 +26,6 @@ def test_losses_stay_beside_those_in_float(train, tmp_path):
     usual = losses.pop("float")
     assert len(usual) == 30
     apart = {kind: max(abs(a - b) for a, b in zip(found, usual, strict=True)) for kind, found in losses.items()}
-    print(apart, usual[0], usual[-1], {k: v[-1] for k, v in losses.items()})
     assert all(0 < apart[kind] < bound for kind, bound in APART.items()), apart
 
 
