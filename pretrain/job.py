@@ -92,6 +92,12 @@ def _writable(run: epath.Path) -> Iterator[None]:
         ) from error
 
 
+def _check(config: RunConfig) -> None:
+    config.check()
+    if config.model.matmuls != {"float"}:
+        quantised.require()
+
+
 def train(
     config: RunConfig,
     run: epath.Path,
@@ -107,9 +113,7 @@ def train(
     from pretrain.train import loop
 
     started = time.time()
-    config.check()
-    if config.model.matmuls != {"float"}:
-        quantised.require()
+    _check(config)
     run = epath.Path(run)
     old = _previous(run)
     notes = runs.require_resumable(old, config, allow, run, manifest.latest(run / "checkpoints") or 0) if old else []
