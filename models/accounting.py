@@ -1,7 +1,7 @@
 """What a model costs, by arithmetic on its config: parameters, FLOPs, bytes. Nothing here imports jax."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from pretrain.models.config import (
     AttentionConfig,
@@ -132,11 +132,20 @@ def flops_per_token(config: TransformerConfig, sequence_length: int) -> float:
     forward = 2 * D * config.vocab_size if config.head else 0
     for stack in _stacks(config):
         for block in stack.blocks:
-            forward += 2 * sum(_attention(a, D) for a in (block.mixer, block.cross) if a)
-            forward += 2 * (_mlp(block.mlp, D, active=True) if block.mlp else 0)
+            forward += weight_flops(block, D)
             forward += _mix_flops(block.mixer, _seen(block.mixer, sequence_length))
             forward += _mix_flops(block.cross, sequence_length) if block.cross else 0
     return (1 + BACKWARD) * forward
+
+
+def weight_flops(block: BlockConfig, D: int) -> float:
+    """Of one token forward: all products with weights of a layer."""
+    return 2.0 * (sum(_attention(a, D) for a in (block.mixer, block.cross) if a) + _mlp(block.mlp, D, active=True))
+
+
+def eight_bit_flops(block: BlockConfig, D: int) -> float:
+    """Those that a stack's `matmul` puts in 8 bits: all but experts' and routers'."""
+    return weight_flops(replace(block, mlp=block.mlp.shared) if isinstance(block.mlp, MoeConfig) else block, D)
 
 
 def cache_bytes_per_token(config: TransformerConfig, value_bytes: int = 2) -> int:

@@ -132,6 +132,10 @@ class StackConfig:
     """None: keep everything."""
     unroll: int = 1
     """Periods of the pattern in one round of the scan: more is faster on CPU, and compiles longer."""
+    matmul: Literal["float", "int8", "int8_forward", "fp8", "fp8_forward"] = "float"
+    """Type in which the layers multiply activations by weights while training, through qwix. fp8: e4m3, gradients e5m2;
+    int8 rounds gradients stochastically. `_forward`: gradients in the compute type. Parameters stay float32; routers,
+    experts, attention scores, embeddings and heads stay in the compute type."""
 
     def checks(self) -> Checks:
         return (
@@ -326,6 +330,12 @@ class TransformerConfig:
         stack = self.decoder or self.encoder
         assert stack is not None
         return stack
+
+    @property
+    def matmuls(self) -> set[str]:
+        """Types in which its stacks multiply while training."""
+        stacks = [self.encoder, self.decoder, self.generator and self.generator.encoder]
+        return {stack.matmul for stack in stacks if stack}
 
     @property
     def generates(self) -> "TransformerConfig | None":

@@ -15,7 +15,7 @@ from pretrain.models.layers.moe import Losses
 from pretrain.models.layers.norms import features
 from pretrain.models.layers.rows import Rows
 from pretrain.models.remat import rematerialise
-from pretrain.sharding import pipeline, place
+from pretrain.sharding import pipeline, place, quantised
 
 
 class Stack(nnx.Module):
@@ -40,6 +40,10 @@ class Stack(nnx.Module):
         cache = None if cache is None else StackCache(prefix=prefix, pattern=pattern, suffix=suffix)
         return x_BTD, cache, added(first, middle, last)
 
+    def _layer(self, block: Block, x_BTD, rows: Rows, cache, key):
+        with quantised.products(self.config.matmul, key):
+            return block(x_BTD, rows, cache, key)
+
     def _each(self, blocks, x_BTD, rows: Rows, caches, key):
         caches = caches or (None,) * len(blocks)
         keys = (None,) * len(blocks) if key is None else jax.random.split(key, max(len(blocks), 1))
@@ -47,7 +51,7 @@ class Stack(nnx.Module):
         for block, cache, k in zip(blocks, caches, keys):
 
             def run(x, cache, block=block, k=k):
-                x, cache, load = block(x, rows, cache, k)
+                x, cache, load = self._layer(block, x, rows, cache, k)
                 return x, cache, block.losses(load)
 
             x_BTD, cache, losses = rematerialise(run, self.config.remat)(x_BTD, cache)
@@ -67,7 +71,8 @@ class Stack(nnx.Module):
             blocks, caches, keys = layer
             out, all_losses = [], []
             for i, block in enumerate(blocks):
-                x, cache, load = block(x, rows, caches and caches[i], None if keys is None else keys[i])
+                k = None if keys is None else keys[i]
+                x, cache, load = self._layer(block, x, rows, caches and caches[i], k)
                 out.append(cache)
                 all_losses.append(block.losses(load))
             return x, (tuple(out), added(*all_losses))
@@ -93,7 +98,7 @@ class Stack(nnx.Module):
                 k = None if key is None else jax.random.fold_in(jax.random.fold_in(key, number), micro)
                 loads = []
                 for i, block in enumerate(blocks):
-                    x, _, load = block(x, own, None, None if k is None else jax.random.fold_in(k, i))
+                    x, _, load = self._layer(block, x, own, None, None if k is None else jax.random.fold_in(k, i))
                     loads.append(load)
                 return x, tuple(loads)
 

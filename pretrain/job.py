@@ -41,7 +41,7 @@ from pretrain.objectives.transforms import rows_of
 from pretrain.opened import with_parameters
 from pretrain.optimizer.schedules import learning_rate
 from pretrain.sharding import mesh as meshes
-from pretrain.sharding import place
+from pretrain.sharding import place, quantised
 from pretrain.sharding.processes import Processes, start
 from pretrain.sharding.rules import resolved
 from pretrain.state import TrainState, abstract, create, make_optimizer
@@ -92,6 +92,12 @@ def _writable(run: epath.Path) -> Iterator[None]:
         ) from error
 
 
+def _check(config: RunConfig) -> None:
+    config.check()
+    if config.model.matmuls != {"float"}:
+        quantised.require()
+
+
 def train(
     config: RunConfig,
     run: epath.Path,
@@ -107,7 +113,7 @@ def train(
     from pretrain.train import loop
 
     started = time.time()
-    config.check()
+    _check(config)
     run = epath.Path(run)
     old = _previous(run)
     notes = runs.require_resumable(old, config, allow, run, manifest.latest(run / "checkpoints") or 0) if old else []

@@ -28,6 +28,9 @@ REFUSED = ("model", "data.corpus", "data.streaming", "data.sequence_length", "da
 REFUSED += ("data.shuffle", "seed", "start_from", "health.window")
 """Make it another run."""
 
+ARITHMETIC = ("model.decoder.matmul", "model.encoder.matmul")
+"""Of a model, but no part of what it is: needs to be allowed."""
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -101,7 +104,7 @@ def require_resumable(
                 notes.append(f"{key}: {before} -> {now} (from step {step} on)")
         elif under(key, SAFE):
             notes.append(f"{key}: {before} -> {now} (safe)")
-        elif under(key, REFUSED):
+        elif under(key, REFUSED) and not under(key, ARITHMETIC):
             problems.append(f"{run} exists with a different {key} ({before}, now {now}); use another --run")
         elif under(key, allow):
             notes.append(f"{key}: {before} -> {now} (allowed)")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pretrain.sharding import quantised
 from pretrain.sharding.axes import Axis
 from pretrain.sharding.columns import Columns
 from pretrain.sharding.mesh import Schedule
@@ -127,14 +128,20 @@ def _on_host(x: jax.Array) -> bool:
 def project(
     x: jax.Array, w: jax.Array | Columns, *axes: Axis | None, contract: int = 1, dtype: jnp.dtype | None = None
 ) -> jax.Array:
-    """`x[..., IN] @ w[IN, ...]` over the last/first `contract` dimensions; the result has the given logical axes."""
+    """`x[..., IN] @ w[IN, ...]` over the last/first `contract` dimensions; the result has the given logical axes.
+
+    `dtype`: of the result, where it has to be exact: such products are never in 8 bits.
+    """
     if isinstance(w, Columns):
         y = w.product(x.reshape(-1, math.prod(w.shape[:contract])), dtype or x.dtype)
         return y.reshape(*x.shape[: x.ndim - contract], *w.shape[contract:])
-    if _trivial():
+    out = None if _trivial() else spec_of((*x.shape[: x.ndim - contract], *w.shape[contract:]), *axes)
+    narrow = quantised.arithmetic()
+    if narrow is not None and dtype is None:
+        return quantised.product(x, w, contract, narrow, out)
+    if out is None:
         return _project_flat(x, w, contract, dtype)
     left, right = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
-    out = spec_of((*x.shape[: x.ndim - contract], *w.shape[contract:]), *axes)
     return jax.lax.dot_general(
         x, w, ((left, right), ((), ())), preferred_element_type=dtype or x.dtype, out_sharding=out
     )

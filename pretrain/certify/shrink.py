@@ -28,7 +28,8 @@ def shrunk(config: RunConfig) -> RunConfig:
     """Narrower, shorter, with fewer layers and experts: the same kinds of blocks, masks, norms, routers, objective.
 
     Kept: queries for each key up to 4, two repeats of the pattern, prefix and suffix, windows and chunks (shorter than
-    the row where they were), groups of experts, remat. Dropout is 0, as it draws anew on every layout.
+    the row where they were), groups of experts, remat. Dropout is 0, as it draws anew on every layout; products are in
+    float, as the last bits of an f32 number decide to which of 8 bits it is rounded.
     """
     model = _model(config.model, LENGTH / config.data.sequence_length)
     return replace(
@@ -78,7 +79,8 @@ def _mixture(c: MoeConfig, _: float) -> MoeConfig:
 
 
 def _stack(c: StackConfig, _: float) -> StackConfig:
-    return replace(c, repeats=REPEATS if c.repeats else 0, prefix=c.prefix[:1], suffix=c.suffix[:1], unroll=1)
+    repeats = REPEATS if c.repeats else 0
+    return replace(c, repeats=repeats, prefix=c.prefix[:1], suffix=c.suffix[:1], unroll=1, matmul="float")
 
 
 _SMALL: dict[type, Any] = {

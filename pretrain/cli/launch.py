@@ -62,7 +62,7 @@ class Launch:
 
     def __call__(self) -> None:
         config = presets.overrides(presets.load_run(self.config), self.overrides, ("run", "on", "slice", "dry_run"))
-        launch, site = self._description(), _site(self.on)
+        launch, site = self._description(config), _site(self.on)
         text = site.manifest(launch)
         if not self.force:
             _require_room(config, launch)
@@ -78,7 +78,7 @@ class Launch:
             raise UserError(f"{shlex.join(command)} refused the job ({said}); correct it, --dry-run shows the manifest")
         output.show({"on": self.on, "answer": done.stdout.strip()}, self.json, [done.stdout.strip()])
 
-    def _description(self):
+    def _description(self, config: RunConfig):
         from pretrain.launch import description
         from pretrain.plan import chips
 
@@ -96,8 +96,9 @@ class Launch:
             environment=tuple((e.split("=", 1)[0], e.split("=", 1)[1]) for e in self.env),
             **{**kept, "project": self.project, "zone": self.zone, "spot": self.spot},
         )
-        if launch.is_gpu:
-            launch = replace(launch, install="pretrain[cuda]")
+        extras = "cuda" if launch.is_gpu else "tpu"
+        extras += ",quant" if config.model.matmuls != {"float"} else ""
+        launch = replace(launch, install=f"pretrain[{extras}]")
         check(launch)
         return launch
 

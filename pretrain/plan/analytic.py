@@ -1,6 +1,7 @@
 """A plan by arithmetic: exact for what is stored, a guide for what a step keeps, does and sends."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pretrain.config import RunConfig
@@ -21,6 +22,9 @@ from pretrain.sharding.rules import resolved
 EFFICIENCY = 0.7
 """Share of the peak that matrix products of dense models reach: the compiler's schedules of Llama-2 7B and 70B for v5p
 take 0.61 to 0.78 of it."""
+EIGHT_BITS = 0.57
+"""Share of the higher rate in 8 bits that is left to a step that also finds scales and rounds: Llama 2 7B, every layer
+computed again, 8192 tokens a chip of v5e, takes 4.04 billion scheduled cycles in int8 and 4.56 in bfloat16."""
 EXPOSED = 0.5
 """Share of the traffic that no computation hides: none of a TPU's asynchronous collectives, all of its others."""
 HOST_LINK = 15e9
@@ -70,6 +74,8 @@ class Work:
     """Forward and backward, causal attention once, nothing recomputed."""
     flops: float
     """With what rematerialisation computes again."""
+    narrow: Mapping[str, float]
+    """Those of `flops` that are products in 8 bits, by the `matmul` of their stack."""
     sent: float
     """Bytes over the links."""
     waiting: float = 1.0
@@ -189,11 +195,12 @@ def model_flops(config: RunConfig) -> float:
 
 def work(config: RunConfig, devices: int, parts: dict[str, int]) -> Work:
     useful = model_flops(config) / devices
-    again = sum(_again(b, s.remat, config) for s in _stacks(config) for b in s.blocks) if config.model else 0
+    again = sum(sum(_again(b, s.remat, config)) for s in _stacks(config) for b in s.blocks)
     per_stack = tokens(config) / len(_stacks(config))
     return Work(
         model_flops=useful,
         flops=useful + again * per_stack / devices,
+        narrow={s.matmul: n * per_stack / devices for s in _stacks(config) if (n := _narrow(s, config))},
         sent=_sent(config, devices),
         waiting=_waiting(config, devices),
         touched=2 * (parts["parameters"] + parts["optimizer"] + parts["host"]) + 2 * parts["parameters"],
@@ -201,20 +208,34 @@ def work(config: RunConfig, devices: int, parts: dict[str, int]) -> Work:
     )
 
 
-def _again(block: BlockConfig, remat: Remat | None, config: RunConfig) -> float:
-    """FLOPs of one token that the backward pass repeats: of the products whose results it needs and nobody kept."""
-    if remat is None:
+def _narrow(stack: StackConfig, config: RunConfig) -> float:
+    """FLOPs of one token in 8 bits: forward, backward where gradients are too, and their part of what is repeated."""
+    if stack.matmul == "float":
         return 0.0
+    out, D, passes = 0.0, config.model.d_model, 1 if stack.matmul.endswith("_forward") else 1 + accounting.BACKWARD
+    for block in stack.blocks:
+        flops = accounting.eight_bit_flops(block, D)
+        repeated = _again(block, stack.remat, config)[0] * flops / accounting.weight_flops(block, D)
+        out += passes * flops + repeated
+    return out
+
+
+def _again(block: BlockConfig, remat: Remat | None, config: RunConfig) -> tuple[float, float]:
+    """FLOPs of one token that the backward pass repeats, with weights and of attention: of the products whose results
+    it needs and nobody kept."""
+    if remat is None:
+        return 0.0, 0.0
     D, kept = config.model.d_model, {*remat.save, *remat.offload}
     widths = accounting.tensors(block, D)
     inner = ("query", "key", "value", "mlp_up", "mlp_gate")
     flops = sum(2 * D * widths[name] for name in inner if name not in kept)
     if "attention_out" not in kept and block.mlp is not None:
         flops += 2 * D * widths["attention"]
+    mixed = 0.0
     if "attention" not in kept and isinstance(block.mixer, AttentionConfig):
         causal = 0.5 if block.mixer.causal else 1.0
-        flops += 4 * block.mixer.heads * block.mixer.head_dim * config.data.sequence_length * causal
-    return flops
+        mixed = 4 * block.mixer.heads * block.mixer.head_dim * config.data.sequence_length * causal
+    return flops, mixed
 
 
 def _sent(config: RunConfig, devices: int) -> float:
@@ -276,14 +297,19 @@ def link_bandwidth(on: Slice) -> float:
 def seconds(w: Work, on: Slice) -> tuple[float, float, float]:
     """Low, likely and high of one step."""
     compute, network, update = parts_of(w, on)
-    low = max(w.waiting * w.flops / on.chip.peak, network, update)
+    low = max(w.waiting * as_bfloat16(w, on) / on.chip.peak, network, update)
     return low, max(low, compute + update + EXPOSED * network), compute / 0.8 + update + network
+
+
+def as_bfloat16(w: Work, on: Slice, share: float = 1.0) -> float:
+    """FLOPs in bfloat16 that take as long as those of the step, with this share of the chip's rate in 8 bits."""
+    return w.flops - sum(flops * (1 - 1 / (share * on.chip.times(matmul))) for matmul, flops in w.narrow.items())
 
 
 def parts_of(w: Work, on: Slice) -> tuple[float, float, float]:
     """Seconds of computation, of the links and of the update's memory traffic, the host's too."""
     return (
-        w.waiting * w.flops / (on.chip.peak * EFFICIENCY),
+        w.waiting * as_bfloat16(w, on, EIGHT_BITS) / (on.chip.peak * EFFICIENCY),
         w.sent / link_bandwidth(on),
         w.touched / on.chip.memory_bandwidth + 2 * w.hosted / HOST_LINK,
     )

@@ -25,6 +25,8 @@ class Chip:
     """Bytes per second."""
     link_bandwidth: float
     """Bytes per second that leave one device over all its links together."""
+    eight_bits: Mapping[str, float] = field(default_factory=dict)
+    """How often as fast as in bfloat16 it multiplies in int8 and in fp8; once where nothing is published."""
     clock: float | None = None
     """Cycles per second of the matrix units; None where no compiler counts cycles."""
     dimensions: int | None = None
@@ -49,10 +51,16 @@ class Chip:
         assert peak is not None
         return peak
 
+    def times(self, matmul: str) -> float:
+        """How often as fast as in bfloat16 it multiplies in this type."""
+        return self.eight_bits.get(matmul.removesuffix("_forward"), 1)
+
 
 # memory: what libtpu 0.0.52 calls "available HBM" when a program does not fit. Bandwidths: as the vendor publishes them
 # (docs.cloud.google.com/tpu, pages v4 to tpu7x), NOT checked against these pages; the ICI figures there are of a chip
 # and bidirectional, half of them is here.
+# eight_bits: the same pages v5e (393 TOPS of int8), v6e (1836) and tpu7x (4614 TFLOP/s of fp8, of v5p and v6e no more
+# than in bfloat16); 918 TOPS of int8 of v5p are Google's announcement. Of int8 on tpu7x nothing is published.
 # clock: peak / (2 FLOP x multiply-adds a cycle), with 4 matrix units of 128 x 128 a TensorCore (v4, v5e, v5p) or 4 x
 # 256 x 256 a device (v6e, tpu7x).
 TPUS = (
@@ -72,6 +80,7 @@ TPUS = (
         memory=15.75 * GIB,
         memory_bandwidth=819e9,
         link_bandwidth=200e9,
+        eight_bits={"int8": 2},
         clock=1.5e9,
         dimensions=2,
     ),
@@ -81,6 +90,7 @@ TPUS = (
         memory=95.74 * GIB,
         memory_bandwidth=2765e9,
         link_bandwidth=600e9,
+        eight_bits={"int8": 2},
         clock=1.75e9,
         dimensions=3,
         counted=2,
@@ -94,6 +104,7 @@ TPUS = (
         memory=31.25 * GIB,
         memory_bandwidth=1640e9,
         link_bandwidth=400e9,
+        eight_bits={"int8": 2},
         clock=1.75e9,
         dimensions=2,
     ),
@@ -103,14 +114,15 @@ TPUS = (
         memory=94.75 * GIB,
         memory_bandwidth=3690e9,
         link_bandwidth=300e9,
+        eight_bits={"fp8": 2},
         clock=2.2e9,
         dimensions=3,
         devices=2,
         counted=2,
     ),
 )
-# NVIDIA's data sheets H100 SXM, H200 SXM and HGX B200: memory, its bandwidth, NVLink in one direction. Another node is
-# reached at 400 Gb/s a GPU, as in the vendor's DGX systems. jax takes 0.75 of the memory unless
+# NVIDIA's data sheets H100 SXM, H200 SXM and HGX B200: memory, its bandwidth, NVLink in one direction, int8 and fp8.
+# Another node is reached at 400 Gb/s a GPU, as in the vendor's DGX systems. jax takes 0.75 of the memory unless
 # XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; `launch` sets 0.92.
 GPUS = (
     Chip(
@@ -119,6 +131,7 @@ GPUS = (
         memory=0.92 * 80e9,
         memory_bandwidth=3.35e12,
         link_bandwidth=450e9,
+        eight_bits={"int8": 2, "fp8": 2},
         hosts=8,
         node=8,
         slow_bandwidth=50e9,
@@ -129,6 +142,7 @@ GPUS = (
         memory=0.92 * 141e9,
         memory_bandwidth=4.8e12,
         link_bandwidth=450e9,
+        eight_bits={"int8": 2, "fp8": 2},
         hosts=8,
         node=8,
         slow_bandwidth=50e9,
@@ -139,6 +153,7 @@ GPUS = (
         memory=0.92 * 180e9,
         memory_bandwidth=7.7e12,
         link_bandwidth=900e9,
+        eight_bits={"int8": 2, "fp8": 2},
         hosts=8,
         node=8,
         slow_bandwidth=50e9,

@@ -109,7 +109,13 @@ def assembled(config: RunConfig, on: Slice, facts: dict[str, Any] | None) -> dic
         "loops_without_turns": program.get("endless", 0),
         "compile_seconds": (facts or {}).get("compile_seconds"),
         "cached": (facts or {}).get("cached", False),
+        "notes": [_no_faster(matmul, on) for matmul in sorted(work.narrow) if on.chip.times(matmul) == 1],
     }
+
+
+def _no_faster(matmul: str, on: Slice) -> str:
+    faster = " or ".join(on.chip.eight_bits) or "bfloat16, with matmul float"
+    return f"matmul {matmul}: {on.chip.name} is not known to multiply so any faster than in bfloat16; use {faster}"
 
 
 def _memory(quick: analytic.Memory, on: Slice, facts: dict[str, Any] | None) -> dict[str, Any]:
@@ -163,7 +169,8 @@ def _speed(
     hidden = min(wire[True], compute)
     late = wire[True] - hidden
     hosted = 2 * facts["memory"]["host"] / analytic.HOST_LINK
-    matmuls = min(compute, program["flops"] / on.chip.peak + kernels)
+    sooner = work.flops - analytic.as_bfloat16(work, on)
+    matmuls = min(compute, max(0.0, program["flops"] - sooner) / on.chip.peak + kernels)
     shares = _shares(compute=matmuls, network=wire[False] + late, memory=compute - matmuls + hosted)
     low = max(compute, wire[True] + wire[False], hosted)
     return low, compute + wire[False] + late + hosted, (compute + wire[True] + wire[False] + hosted) * 1.1, shares

@@ -16,7 +16,8 @@ def lines(name: str, plan: dict[str, Any]) -> list[str]:
         else f"{plan['chips']} chips, {plan['devices']} devices"
     )
     head = f"{name} on {plan['on']} ({chips}, {gib(memory['limit_bytes'])} GiB a device)   {how}"
-    return [head, *_fits(memory, plan["fits"]), *_speed(plan), *_network(plan), *_help(plan)]
+    notes = [f" {'note':<13}{note}" for note in plan["notes"]]
+    return [head, *_fits(memory, plan["fits"]), *_speed(plan), *notes, *_network(plan), *_help(plan)]
 
 
 def gib(value: float) -> str:

@@ -134,6 +134,7 @@ OTHER = {
         "final_norm": lambda now: None if now else NORM,
         "remat": c.Remat(save=("mlp_down",)),
         "unroll": 2,
+        "matmul": "int8_forward",
     },
     c.LearnedPositions: {"length": 20, "offset": 2},
     c.SinusoidalPositions: {"theta": 77.0},

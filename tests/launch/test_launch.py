@@ -189,3 +189,12 @@ def test_a_manifest_is_handed_to_the_sites_command(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("PATH", "/nowhere")
     assert cli.main(["launch", "runs.smoke", "--on", "slurm", "--run", "/shared/smoke"]) == 2
     assert "found no command sbatch" in capsys.readouterr().err
+
+
+def test_products_in_8_bits_bring_their_library(capsys):
+    words = ["launch", "runs.smoke", "--on", "tpu-vm", "--slice", "v5e:4", "--dry-run", "--run", "gs://b/run"]
+    words += ["--project", "p", "--zone", "z"]
+    assert cli.main(words) == 0
+    assert "pretrain[tpu]'" in capsys.readouterr().out
+    assert cli.main([*words, "--model.decoder.matmul", "int8"]) == 0
+    assert "pretrain[tpu,quant]'" in capsys.readouterr().out

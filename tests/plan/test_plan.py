@@ -239,3 +239,42 @@ def test_a_tiny_run_compiles_for_a_slice_and_arithmetic_agrees_about_its_arrays(
     assert found["flops"] >= found["model_flops"]
     assert any(c["kind"] == "all-gather" and c["axis"] == "fsdp" for c in found["collectives"])
     assert (tmp_path / "step").stat().st_size > 0
+
+
+def in_8_bits(kind: str, name="runs.pretrain_llama2_7b"):
+    config = run(name)
+    return replace(config, model=replace(config.model, decoder=replace(config.model.decoder, matmul=kind)))
+
+
+def quick(kind: str, on: str):
+    return plan(in_8_bits(kind), parse(on), quick=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "on"), [("int8", "v5p-128"), ("int8", "v6e-256"), ("fp8", "tpu7x-128"), ("fp8", "h100:64")]
+)
+def test_products_in_8_bits_are_sooner_and_mfu_counts_them_as_bfloat16(kind, on):
+    usual, found, forward = quick("float", on), quick(kind, on), quick(f"{kind}_forward", on)
+    low, usually = found["step_seconds"][1], usual["step_seconds"][1]
+    assert usually / 2 < low < forward["step_seconds"][1] < usually
+    assert found["model_flops"] == usual["model_flops"]
+    assert found["mfu"] == pytest.approx(usual["mfu"] * usually / low)
+    assert not found["notes"]
+
+
+@pytest.mark.parametrize(("kind", "on"), [("fp8", "v5p-128"), ("fp8_forward", "v6e-256"), ("int8", "tpu7x-128")])
+def test_a_type_in_which_a_chip_is_no_faster_is_told(kind, on):
+    usual, found = quick("float", on), quick(kind, on)
+    assert found["step_seconds"][1] > usual["step_seconds"][1]
+    assert any(f"matmul {kind}: " in line for line in report.lines("run", found))
+    assert not usual["notes"]
+
+
+def test_what_stays_in_float_is_not_counted_as_faster():
+    """Attention's scores, the head, routers and experts."""
+    dense, mixture = (
+        analytic.work(in_8_bits("int8", n), 64, analytic.stored(in_8_bits("int8", n), 64))
+        for n in ("runs.pretrain_llama2_7b", "runs.pretrain_mixtral_8x22b")
+    )
+    assert 0.8 < dense.narrow["int8"] / dense.flops < 0.95
+    assert mixture.narrow["int8"] / mixture.flops < 0.3

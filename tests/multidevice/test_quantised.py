@@ -1,0 +1,74 @@
+"""Products in 8 bits on eight devices: the scales, and so the numbers, of one."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from pretrain.models import tree
+from pretrain.models.config import Rope
+from pretrain.models.transformer import Inputs, Transformer
+from pretrain.sharding import mesh as meshes
+from pretrain.sharding import place
+from pretrain.sharding.mesh import MeshConfig
+from pretrain.sharding.rules import PRESETS
+from tests.multidevice import dims
+from tests.multidevice.test_families import FAMILIES, HEADS, batches, cross_entropy, decoder
+
+MODELS = {**FAMILIES, "llama": decoder(replace(HEADS, position=Rope()))}
+KINDS = ("int8", "int8_forward", "fp8", "fp8_forward")
+
+
+def step(kind: str, family: str, mesh: MeshConfig, rules: str, devices: int):
+    """(loss, gradient of each parameter by name) of a step in training."""
+    config = MODELS[family]
+    config = replace(config, decoder=replace(config.decoder, matmul=kind))
+    built = meshes.build(mesh, jax.devices()[:devices])
+    with place.use(built, PRESETS[rules](), mesh.schedule):
+        rows = jax.sharding.NamedSharding(built, place.spec("batch", None))
+        layouts = tree.shardings(tree.abstract(config), built)
+        model = jax.jit(lambda: Transformer(config, rngs=nnx.Rngs(0)), out_shardings=layouts)()
+        arrays = tuple(jax.device_put(a, rows) for a in batches(1)[0])
+
+        def run(model, arrays):
+            tokens, positions, segments, *_, targets = arrays
+            inputs = Inputs(tokens=tokens, positions=positions, segments=segments)
+            out = model(inputs, key=jax.random.key(3))
+            return cross_entropy(model.logits(out.hidden_BTD), targets)
+
+        value, grads = jax.jit(jax.value_and_grad(run), compiler_options=dims.QUICK)(model, arrays)
+        return float(value), {name: np.asarray(jax.device_get(g[...])) for name, g in tree.params(grads).items()}
+
+
+def check(kind: str, family: str, mesh: MeshConfig, rules: str, bound: float):
+    value, grads = step(kind, family, mesh, rules, 8)
+    want, wanted = step(kind, family, MeshConfig(fsdp=1), "dp", 1)
+    exact, _ = step("float", family, MeshConfig(fsdp=1), "dp", 1)
+    assert want != exact
+    np.testing.assert_allclose(value, want, rtol=bound)
+    wrong = {leaf: d for leaf, g in grads.items() if (d := dims.distance(g, wanted[leaf])) > bound}
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fully_sharded_and_tensor_parallel_steps_are_those_of_one_device(kind):
+    check(kind, "llama", MeshConfig(fsdp=4, tensor=2), "fsdp_tp", 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8_forward", "fp8"])
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [
+        ("llama", MeshConfig(fsdp=2, context=2, tensor=2)),
+        ("llama", MeshConfig(fsdp=4, stage=2)),
+        ("mixtral", MeshConfig(fsdp=2, expert=2, tensor=2)),
+        ("deepseek", MeshConfig(fsdp=4, tensor=2)),
+        ("odd", MeshConfig(fsdp=2, tensor=2, data=2)),
+    ],
+)
+def test_other_layouts_and_families_too(kind, family, mesh):
+    """Stochastic rounding draws anew for each micro-batch of a pipeline, so not int8."""
+    check(kind, family, mesh, "fsdp_tp", 1e-3)
