@@ -147,12 +147,10 @@ def mix(
 
     Devices that share the tokens of a row collect its keys and values, or pass them round (`ring`).
     """
-    T, shared = q_BTKGH.shape[1], place.devices("length")
+    T, shared, cached = q_BTKGH.shape[1], place.devices("length"), key_axes == CACHED
     start = None if cross else rows.start
     prefix_BT = None if cross or start is not None else rows.prefix_BT
     passed = shared > 1 and place.schedule().ring and not cross and bias_NKG is None and start is None
-
-    cached = key_axes == CACHED
 
     def attend(q, k, v, q_segments, kv_segments, prefix, bias, sinks, start):
         if cached:
