@@ -37,8 +37,8 @@ def cudnn_attention(
     if not fits(mask, q_BTKGH, k_BSKH, v_BSKV):
         shapes = f"queries {q_BTKGH.shape} and values {v_BSKV.shape} of {q_BTKGH.dtype}"
         raise ValueError(
-            f"found {shapes}; cuDNN takes bfloat16 or float16, a multiple of 8 up to {_width()} dimensions a head, values "
-            "as wide as keys, and even lengths where it is given a mask: use the reference"
+            f"found {shapes}; cuDNN takes bfloat16 or float16, a multiple of 8 up to {_width()} dimensions a head, "
+            "values as wide as keys, and even lengths where it is given a mask: use the reference"
         )
     B, T, K, G, H = q_BTKGH.shape
     options: dict[str, Any] = {"scale": scale, "is_causal": _causal(mask)}
