@@ -15,17 +15,21 @@ from pretrain.models.config import (
     Remat,
     StackConfig,
 )
-from pretrain.plan.chips import Slice
+from pretrain.plan.chips import Chip, Slice
 from pretrain.sharding.rules import resolved
 
 EFFICIENCY = 0.7
 """Share of the peak that matrix products of dense models reach: the compiler's schedules of Llama-2 7B and 70B for v5p
 take 0.61 to 0.78 of it."""
+KERNEL_EFFICIENCY = 0.6
+"""Share of the peak that attention kernels are taken to reach: no compiler estimates time for them."""
 EXPOSED = 0.5
 """Share of the traffic that no computation hides: none of a TPU's asynchronous collectives, all of its others."""
 SCORES = 10
 """Bytes of one attention score while its layer is differentiated: logits and their gradient in f32, weights in bf16.
-The reference attention keeps them, splash attention does not."""
+The reference attention keeps them, flash attention does not."""
+BIAS = 2
+"""Bytes of one pair of a query and a key where cuDNN is told of packed rows: bf16, for all heads."""
 
 _STORED: dict[str, dict[str, int]] = {}
 
@@ -147,24 +151,32 @@ def _experts(block: BlockConfig, config: RunConfig) -> int:
 
 
 def _scores(config: RunConfig, on: Slice, rows: int) -> int:
-    """Of the layers that keep their attention scores at the same time."""
+    """Of the layers that keep their attention scores at the same time, and of the mask that cuDNN reads."""
     T, parts = config.data.sequence_length, shards(config, on.devices, "batch", "length", "kv_heads")
-    flash = on.chip.dimensions is not None and shards(config, on.devices, "length") == 1 and T % 128 == 0
+    whole = shards(config, on.devices, "length") == 1
+    flash = _cudnn_fits if on.chip.gpu else _splash_fits if whole and T % 128 == 0 else None
+    mixers = [
+        [a for b in (s.pattern if s.remat else s.blocks) for a in (b.mixer, b.cross) if a] for s in _stacks(config)
+    ]
+    most = max(sum(a.heads for a in mixed if flash is None or not flash(a)) for mixed in mixers)
+    masked = on.chip.gpu is not None and any(_cudnn_fits(a) for mixed in mixers for a in mixed)
+    mask = BIAS * masked * rows * T * T // shards(config, on.devices, "batch", "length")
+    return SCORES * most * rows * T * T // parts + mask
 
-    def heads(a: AttentionConfig | MlaConfig | None) -> int:
-        return 0 if a is None or (flash and _splashes(a)) else a.heads
 
-    most = max(
-        sum(heads(b.mixer) + heads(b.cross) for b in (s.pattern if s.remat else s.blocks)) for s in _stacks(config)
-    )
-    return SCORES * most * rows * T * T // parts
-
-
-def _splashes(a: AttentionConfig | MlaConfig) -> bool:
-    """Whether the kernel knows it (`models.layers.splash.fits`)."""
+def _splash_fits(a: AttentionConfig | MlaConfig) -> bool:
+    """Whether the TPU's kernel knows it (`models.layers.splash.fits`)."""
     if isinstance(a, MlaConfig):
         return (a.nope_dim + a.rope_dim) % 64 == 0 and a.value_dim % 64 == 0
     return a.head_dim % 64 == 0 and not isinstance(a.position, Alibi | RelativeBias)
+
+
+def _cudnn_fits(a: AttentionConfig | MlaConfig) -> bool:
+    """Whether cuDNN knows it (`models.layers.cudnn.fits`)."""
+    if isinstance(a, MlaConfig):
+        return (width := a.nope_dim + a.rope_dim) == a.value_dim and width % 8 == 0 and width <= 128
+    adorned = a.softcap is not None or a.sinks or isinstance(a.position, Alibi | RelativeBias)
+    return a.head_dim % 8 == 0 and a.head_dim <= 128 and not adorned
 
 
 def tokens(config: RunConfig) -> int:
@@ -257,11 +269,16 @@ def _waiting(config: RunConfig, devices: int) -> float:
 
 
 def link_bandwidth(on: Slice) -> float:
-    """Bytes per second of one device; GPUs of many nodes share their network cards."""
-    chip = on.chip
-    if chip.node is None or on.chips <= chip.node or chip.slow_bandwidth is None:
+    """Bytes per second of one device, where all devices work together."""
+    return bandwidth(on.chip, on.nodes, on.chips)
+
+
+def bandwidth(chip: Chip, nodes: int, devices: int) -> float:
+    """Bytes per second of one device in a group that is spread over nodes: its ring enters and leaves each of them
+    once, over the network cards of the group's GPUs there."""
+    if nodes <= 1 or chip.slow_bandwidth is None:
         return chip.link_bandwidth
-    return min(chip.link_bandwidth, chip.slow_bandwidth * chip.node)
+    return min(chip.link_bandwidth, chip.slow_bandwidth * devices / nodes)
 
 
 def seconds(w: Work, on: Slice) -> tuple[float, float, float]:

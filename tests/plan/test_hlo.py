@@ -106,5 +106,5 @@ def test_padding_of_a_convolution_is_no_work():
     line = "%c = f32[4,8,16]{2,1,0} convolution(%a, %b), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
     operation = hlo._operation(line)
     assert operation is not None
-    flops = hlo._product_flops(operation, {"a": "f32[4,8,32]", "b": "f32[3,32,16]"})
+    flops = hlo.product_flops(operation, {"a": "f32[4,8,32]", "b": "f32[3,32,16]"})
     assert flops == 2 * 4 * 16 * 32 * (3 * 8 - 2)
