@@ -116,6 +116,7 @@ TPUS = (
 # GPUs (openxla/xla, xla/backends/gpu/target_config/specs); of H200's memory the data sheet's 141 GB,
 # which is less. jax takes 0.75 of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; `launch` sets SHARE.
 SHARE = 0.92
+"""Of a GPU's memory that JAX takes."""
 
 
 def _gpu(name: str, kind: str, memory_bandwidth: float, link_bandwidth: float, gpu: Gpu) -> Chip:

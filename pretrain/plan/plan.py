@@ -58,6 +58,10 @@ def plan(
     """JSON values; `docs/plan.md` explains them. Raises UserError for what cannot be planned."""
     config = replace(config, simulate=None)
     config.check(on.devices)
+    if save is not None and on.chip.gpu is not None:
+        raise UserError(
+            f"save={save}: found a GPU, whose kernels are tuned where they run, expected a TPU; leave --save out"
+        )
     facts = None if quick else compiler.compiled(config, on, options, save)
     found = assembled(config, on, facts)
     if facts is None or found["fits"]:

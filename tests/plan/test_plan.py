@@ -177,7 +177,7 @@ def test_the_compilers_refusal_is_read():
 def test_a_plan_is_kept_until_something_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr(compiler, "require_libtpu", lambda: None)
+    monkeypatch.setattr(compiler, "require", lambda on: None)
     monkeypatch.setattr(compiler, "_run", lambda request, on: calls.append(request) or {"answer": len(calls)})
     config, on = run(), parse("v5e-4")
     assert compiler.cached(config, on) is None
@@ -186,12 +186,19 @@ def test_a_plan_is_kept_until_something_changes(tmp_path, monkeypatch):
     assert compiler.cached(config, on) == {"answer": 1, "cached": True}
     assert compiler.compiled(replace(config, steps=7), on) == {"answer": 2, "cached": False}
     assert compiler.compiled(config, parse("v5e-8")) == {"answer": 3, "cached": False}
+    assert compiler.compiled(config, parse("h100:8")) == {"answer": 4, "cached": False}
+    monkeypatch.setattr(compiler, "_version", lambda package: "another")
+    assert compiler.compiled(config, parse("h100:8")) == {"answer": 5, "cached": False}
 
 
-def test_without_the_compiler_one_is_told_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"found no libtpu.*expected it.*pip install 'pretrain\[tpu\]'"):
-        compiler.require_libtpu()
+@pytest.mark.parametrize(
+    ("on", "missing", "extra"), [("v5e-4", "libtpu", "tpu"), ("h100:8", ".*nvidia-cudnn-cu13", "cuda")]
+)
+def test_without_the_compiler_one_is_told_what_to_install(monkeypatch, on, missing, extra):
+    monkeypatch.setattr(compiler, "_version", lambda package: None)
+    said = rf"on={on}: found no {missing}, expected the compiler.*pip install 'pretrain\[{extra}\]', or add --quick"
+    with pytest.raises(UserError, match=said):
+        plan(run(), parse(on))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +206,6 @@ def test_without_the_compiler_one_is_told_what_to_install(monkeypatch):
     [
         (("llama.llama2_7b", "--on", "v5p-128"), "add --batch ROWS --sequence LENGTH"),
         (("runs.smoke", "--on", "v5e-4", "--batch", "8"), "use --batch.rows"),
-        (("runs.smoke", "--on", "h100:8"), "add --quick"),
         (("runs.smoke", "--on", "v5e-4", "--mesh.tensor", "3", "--quick"), "mesh"),
     ],
 )
