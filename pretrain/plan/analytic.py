@@ -154,12 +154,14 @@ def _scores(config: RunConfig, on: Slice, rows: int) -> int:
     """Of the layers that keep their attention scores at the same time, and of the mask that cuDNN reads."""
     T, parts = config.data.sequence_length, shards(config, on.devices, "batch", "length", "kv_heads")
     whole = shards(config, on.devices, "length") == 1
-    flash = _cudnn_fits if on.chip.gpu else _splash_fits if whole and T % 128 == 0 else None
+    gpu, staged = on.chip.gpu is not None, config.mesh.stage > 1
+    known, able = (_cudnn_fits, not staged) if gpu else (_splash_fits, whole and T % 128 == 0)
+    flash = known if able else None
     mixers = [
         [a for b in (s.pattern if s.remat else s.blocks) for a in (b.mixer, b.cross) if a] for s in _stacks(config)
     ]
     most = max(sum(a.heads for a in mixed if flash is None or not flash(a)) for mixed in mixers)
-    masked = on.chip.gpu is not None and any(_cudnn_fits(a) for mixed in mixers for a in mixed)
+    masked = gpu and any(flash(a) for mixed in mixers for a in mixed if flash)
     mask = BIAS * masked * rows * T * T // shards(config, on.devices, "batch", "length")
     return SCORES * most * rows * T * T // parts + mask
 

@@ -214,7 +214,7 @@ def parse(on: str) -> Slice:
     chip, sizes = CHIPS[name], tuple(map(int, match[3].split("x")))
     if 0 in sizes:
         raise UserError(f"on={on}: found a size of 0, expected 1 or more along each dimension; write {name}:16")
-    if chip.gpu is not None:
+    if chip.dimensions is None:
         if len(sizes) > 1:
             raise UserError(f"on={on}: found a shape, GPUs have none; write {name}:{math.prod(sizes)}")
         return Slice(chip=chip, shape=sizes)
