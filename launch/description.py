@@ -4,7 +4,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from pretrain.plan.chips import Slice
+from pretrain.plan.chips import SHARE, Slice
 
 PORT = 8476
 """Where the first process listens. JAX's coordinator asks nobody for a password: keep the port inside the network."""
@@ -72,7 +72,7 @@ class Launch:
         """Environment of every process; what the user sets wins."""
         base = {"JAX_COMPILATION_CACHE_DIR": f"{self.run.rstrip('/')}/xla"}
         if self.is_gpu:
-            base["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.92"
+            base["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(SHARE)
         if self.slice is None:
             base["JAX_PLATFORMS"] = "cpu"
         return {**base, **dict(self.environment)}

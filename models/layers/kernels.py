@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.sharding import place
 
-Implementation = Literal["auto", "reference", "blockwise", "splash"]
+Implementation = Literal["auto", "reference", "blockwise", "splash", "cudnn"]
 
 
 @partial(
@@ -81,7 +81,8 @@ def attention(
 
     plain = bias_KGTS is None and sinks_KG is None and k_BSKH.shape == v_BSKV.shape
     if implementation == "auto":
-        implementation = _fastest(place.platform(), mask, q_BTKGH, k_BSKH, v_BSKV, bias_KGTS, plain)
+        arrays = (q_BTKGH, k_BSKH, v_BSKV)
+        implementation = _fastest(place.platform(), mask, *arrays, bias_KGTS is None, plain, plain and softcap is None)
     if implementation == "blockwise":
         if not plain:
             raise ValueError("found biases, sinks or values of another width; blocks have none: use the reference")
@@ -93,19 +94,33 @@ def attention(
             raise ValueError("found biases; the kernel has none: use the reference")
         options = {"softcap": softcap, "sinks_KG": sinks_KG, "interpret": place.platform() != "tpu"}
         return splash_attention(q_BTKGH, k_BSKH, v_BSKV, mask=mask, scale=scale, **options)
+    if implementation == "cudnn":
+        from pretrain.models.layers.cudnn import cudnn_attention
+
+        if bias_KGTS is not None or sinks_KG is not None or softcap is not None:
+            raise ValueError("found biases, sinks or a softcap; cuDNN's attention has none: use the reference")
+        simulate = place.platform() != "gpu"
+        return cudnn_attention(q_BTKGH, k_BSKH, v_BSKV, mask=mask, scale=scale, simulate=simulate)
     extra = {"bias_KGTS": bias_KGTS, "sinks_KG": sinks_KG}
     return reference_attention(q_BTKGH, k_BSKH, v_BSKV, mask=mask, scale=scale, softcap=softcap, **extra)
 
 
-def _fastest(platform: str, mask: Mask, q_BTKGH, k_BSKH, v_BSKV, bias_KGTS, plain: bool) -> Implementation:
+def _fastest(
+    platform: str, mask: Mask, q_BTKGH, k_BSKH, v_BSKV, unbiased: bool, plain: bool, bare: bool
+) -> Implementation:
+    """`plain`: no biases, no sinks, values as wide as keys; `bare`: and no softcap."""
     from pretrain.models.layers import blockwise
 
     if platform == "cpu" and plain and blockwise.fits(mask):
         return "blockwise"
-    if platform == "tpu" and bias_KGTS is None:
+    if platform == "tpu" and unbiased:
         from pretrain.models.layers import splash
 
         return "splash" if splash.fits(mask, q_BTKGH, k_BSKH, v_BSKV) else "reference"
+    if platform == "gpu" and bare:
+        from pretrain.models.layers import cudnn
+
+        return "cudnn" if cudnn.fits(mask, q_BTKGH, k_BSKH, v_BSKV) else "reference"
     return "reference"
 
 

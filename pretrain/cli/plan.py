@@ -2,7 +2,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -10,6 +10,9 @@ from pretrain import presets
 from pretrain.cli import arguments, output
 from pretrain.config import RunConfig
 from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.plan.chips import Slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,7 @@ class Plan:
       pretrain plan runs.pretrain_llama_1b --on v5e:4x4 --batch.rows 64 --quick     by arithmetic, in seconds
       pretrain plan llama.llama2_7b --batch 256 --sequence 4096 --on v5p:4x4x4 --rules fsdp
       pretrain plan runs.pretrain_llama_1b --on v5p-128 --search --compiles 6       mesh x remat x micro-batches
-      pretrain plan runs.pretrain_llama_1b --on h100:64 --quick
+      pretrain plan runs.pretrain_llama2_7b --on h100:64                            GPUs need pretrain[cuda]
     """
 
     config: arguments.Config
@@ -38,11 +41,11 @@ class Plan:
     compiles: int = 4
     """At most so many in a search."""
     save: str | None = None
-    """Keep the compiled step in this file."""
+    """Keep the compiled step of a TPU in this file."""
     page: str | None = None
     """Write the plan to this file as Markdown."""
     compiler_option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
-    """Of the TPU compiler, as xla_tpu_enable_latency_hiding_scheduler=true."""
+    """Of the chip's compiler, as xla_tpu_enable_latency_hiding_scheduler=true."""
     json: arguments.Json = False
     overrides: arguments.Overrides = ()
 
@@ -67,7 +70,7 @@ class Plan:
         found = plan(config, on, quick=self.quick, options=self._options(), save=self.save)
         if self.page is not None:
             with open(self.page, "w") as file:
-                file.write(report.page(self.config, _command(), found, _versions(self.quick)))
+                file.write(report.page(self.config, _command(), found, _versions(on, self.quick)))
         output.show(found, self.json, report.lines(self.config, found))
 
     def _config(self) -> RunConfig:
@@ -102,10 +105,13 @@ def _command() -> str:
     return shlex.join(["pretrain", *words])
 
 
-def _versions(quick: bool) -> str:
+def _versions(on: "Slice", quick: bool) -> str:
     from importlib.metadata import version
 
-    return ", ".join(f"{name} {version(name)}" for name in (("jax",) if quick else ("jax", "libtpu")))
+    from pretrain.plan.compiler import PARTS
+
+    parts = () if quick else PARTS[on.described["platform"]]
+    return ", ".join(f"{name} {version(name)}" for name in ("jax", *parts))
 
 
 COMMAND = Plan

@@ -16,7 +16,7 @@ from pretrain.models.config import (
     Remat,
     StackConfig,
 )
-from pretrain.plan.chips import Slice
+from pretrain.plan.chips import Chip, Slice
 from pretrain.sharding.rules import resolved
 
 EFFICIENCY = 0.7
@@ -25,13 +25,17 @@ take 0.61 to 0.78 of it."""
 EIGHT_BITS = 0.57
 """Share of the higher rate in 8 bits that is left to a step that also finds scales and rounds: Llama 2 7B, every layer
 computed again, 8192 tokens a chip of v5e, takes 4.04 billion scheduled cycles in int8 and 4.56 in bfloat16."""
+KERNEL_EFFICIENCY = 0.6
+"""Share of the peak that attention kernels are taken to reach: no compiler estimates time for them."""
 EXPOSED = 0.5
 """Share of the traffic that no computation hides: none of a TPU's asynchronous collectives, all of its others."""
 HOST_LINK = 15e9
 """Bytes per second between a device and its host's memory, each way: jax-ml.github.io/scaling-book/tpus on PCIe."""
 SCORES = 10
 """Bytes of one attention score while its layer is differentiated: logits and their gradient in f32, weights in bf16.
-The reference attention keeps them, splash attention does not."""
+The reference attention keeps them, flash attention does not."""
+BIAS = 2
+"""Bytes of one pair of a query and a key where cuDNN is told of packed rows: bf16, for all heads."""
 
 _STORED: dict[str, dict[str, int]] = {}
 
@@ -160,26 +164,36 @@ def _experts(block: BlockConfig, config: RunConfig) -> int:
 
 
 def _scores(config: RunConfig, on: Slice, rows: int) -> int:
-    """Of the layers that keep their attention scores at the same time."""
+    """Of the layers that keep their attention scores at the same time, and of the mask that cuDNN reads."""
     T, parts = config.data.sequence_length, shards(config, on.devices, "batch", "length", "kv_heads")
-    shared = shards(config, on.devices, "length")
-    flash = on.chip.dimensions is not None and T // shared % 128 == 0
-    flash = flash and (shared == 1 or config.mesh.attention == "gather")
-
-    def heads(a: AttentionConfig | MlaConfig | None) -> int:
-        return 0 if a is None or (flash and _splashes(a)) else a.heads
-
-    most = max(
-        sum(heads(b.mixer) + heads(b.cross) for b in (s.pattern if s.remat else s.blocks)) for s in _stacks(config)
+    shared, gpu, staged = shards(config, on.devices, "length"), on.chip.gpu is not None, config.mesh.stage > 1
+    apart = shared > 1 and config.mesh.attention == "ring"
+    known, able = (
+        (_cudnn_fits, not apart and not staged) if gpu else (_splash_fits, not apart and T // shared % 128 == 0)
     )
-    return SCORES * most * rows * T * T // parts
+    flash = known if able else None
+    mixers = [
+        [a for b in (s.pattern if s.remat else s.blocks) for a in (b.mixer, b.cross) if a] for s in _stacks(config)
+    ]
+    most = max(sum(a.heads for a in mixed if flash is None or not flash(a)) for mixed in mixers)
+    masked = gpu and any(flash(a) for mixed in mixers for a in mixed if flash)
+    mask = BIAS * masked * rows * T * T // shards(config, on.devices, "batch", "length")
+    return SCORES * most * rows * T * T // parts + mask
 
 
-def _splashes(a: AttentionConfig | MlaConfig) -> bool:
-    """Whether the kernel knows it (`models.layers.splash.fits`)."""
+def _splash_fits(a: AttentionConfig | MlaConfig) -> bool:
+    """Whether the TPU's kernel knows it (`models.layers.splash.fits`)."""
     if isinstance(a, MlaConfig):
         return (a.nope_dim + a.rope_dim) % 64 == 0 and a.value_dim % 64 == 0
     return a.head_dim % 64 == 0 and not isinstance(a.position, Alibi | RelativeBias)
+
+
+def _cudnn_fits(a: AttentionConfig | MlaConfig) -> bool:
+    """Whether cuDNN knows it (`models.layers.cudnn.fits`)."""
+    if isinstance(a, MlaConfig):
+        return (width := a.nope_dim + a.rope_dim) == a.value_dim and width % 8 == 0 and width <= 128
+    adorned = a.softcap is not None or a.sinks or isinstance(a.position, Alibi | RelativeBias)
+    return a.head_dim % 8 == 0 and a.head_dim <= 128 and not adorned
 
 
 def tokens(config: RunConfig) -> int:
@@ -287,11 +301,16 @@ def _waiting(config: RunConfig, devices: int) -> float:
 
 
 def link_bandwidth(on: Slice) -> float:
-    """Bytes per second of one device; GPUs of many nodes share their network cards."""
-    chip = on.chip
-    if chip.node is None or on.chips <= chip.node or chip.slow_bandwidth is None:
+    """Bytes per second of one device, where all devices work together."""
+    return bandwidth(on.chip, on.nodes, on.chips)
+
+
+def bandwidth(chip: Chip, nodes: int, devices: int) -> float:
+    """Bytes per second of one device in a group that is spread over nodes: its ring enters and leaves each of them
+    once, over the network cards of the group's GPUs there."""
+    if nodes <= 1 or chip.slow_bandwidth is None:
         return chip.link_bandwidth
-    return min(chip.link_bandwidth, chip.slow_bandwidth * chip.node)
+    return min(chip.link_bandwidth, chip.slow_bandwidth * devices / nodes)
 
 
 def seconds(w: Work, on: Slice) -> tuple[float, float, float]:

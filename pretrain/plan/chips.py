@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pretrain.errors import UserError
 from pretrain.metrics.throughput import peak_flops
+from pretrain.plan.gpus import Gpu
 
 GIB = 2**30
 
@@ -28,7 +29,7 @@ class Chip:
     eight_bits: Mapping[str, float] = field(default_factory=dict)
     """How often as fast as in bfloat16 it multiplies in int8 and in fp8; once where nothing is published."""
     clock: float | None = None
-    """Cycles per second of the matrix units; None where no compiler counts cycles."""
+    """Cycles per second of the matrix units; None of a GPU, whose compiler counts no cycles."""
     dimensions: int | None = None
     """Of a slice's torus; None: no torus, a GPU."""
     devices: int = 1
@@ -39,6 +40,7 @@ class Chip:
     """Chips of one host."""
     node: int | None = None
     """GPUs that NVLink joins."""
+    gpu: Gpu | None = None
     slow_bandwidth: float | None = None
     """Bytes per second of one GPU to other nodes."""
     compiler: Mapping[str, Any] = field(default_factory=dict)
@@ -121,43 +123,36 @@ TPUS = (
         counted=2,
     ),
 )
-# NVIDIA's data sheets H100 SXM, H200 SXM and HGX B200: memory, its bandwidth, NVLink in one direction, int8 and fp8.
-# Another node is reached at 400 Gb/s a GPU, as in the vendor's DGX systems. jax takes 0.75 of the memory unless
-# XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; `launch` sets 0.92.
+# NVIDIA's data sheets H100 SXM, H200 SXM and HGX B200: the memory's bandwidth, NVLink in one direction, int8 and fp8.
+# Another node is reached at 400 Gb/s a GPU, as in the vendor's DGX systems. Cores, clock, cache and memory: as XLA
+# describes these GPUs (openxla/xla, xla/backends/gpu/target_config/specs); of H200's memory the data sheet's 141 GB,
+# which is less. jax takes 0.75 of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; `launch` sets SHARE.
+SHARE = 0.92
+"""Of a GPU's memory that JAX takes."""
+
+
+def _gpu(name: str, kind: str, memory_bandwidth: float, link_bandwidth: float, gpu: Gpu) -> Chip:
+    return Chip(
+        name=name,
+        kind=kind,
+        memory=SHARE * gpu.memory,
+        memory_bandwidth=memory_bandwidth,
+        link_bandwidth=link_bandwidth,
+        eight_bits={"int8": 2, "fp8": 2},
+        hosts=8,
+        node=8,
+        slow_bandwidth=50e9,
+        gpu=gpu,
+    )
+
+
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", capability=9, cores=132, clock=1.98e9, cache=50 * 2**20, memory=84942979072)
+H200 = replace(H100, name="NVIDIA H200", memory=141 * 10**9)
+B200 = Gpu(name="NVIDIA B200", capability=10, cores=148, clock=1.965e9, cache=132644864, memory=191514411008)
 GPUS = (
-    Chip(
-        name="h100",
-        kind="H100",
-        memory=0.92 * 80e9,
-        memory_bandwidth=3.35e12,
-        link_bandwidth=450e9,
-        eight_bits={"int8": 2, "fp8": 2},
-        hosts=8,
-        node=8,
-        slow_bandwidth=50e9,
-    ),
-    Chip(
-        name="h200",
-        kind="H200",
-        memory=0.92 * 141e9,
-        memory_bandwidth=4.8e12,
-        link_bandwidth=450e9,
-        eight_bits={"int8": 2, "fp8": 2},
-        hosts=8,
-        node=8,
-        slow_bandwidth=50e9,
-    ),
-    Chip(
-        name="b200",
-        kind="B200",
-        memory=0.92 * 180e9,
-        memory_bandwidth=7.7e12,
-        link_bandwidth=900e9,
-        eight_bits={"int8": 2, "fp8": 2},
-        hosts=8,
-        node=8,
-        slow_bandwidth=50e9,
-    ),
+    _gpu("h100", "H100", 3.35e12, 450e9, H100),
+    _gpu("h200", "H200", 4.8e12, 450e9, H200),
+    _gpu("b200", "B200", 7.7e12, 900e9, B200),
 )
 CHIPS = {chip.name: chip for chip in TPUS + GPUS}
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "ironwood": "tpu7x", "trillium": "v6e", "v7x": "tpu7x"}
@@ -192,9 +187,26 @@ class Slice:
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def described(self) -> dict[str, str]:
+        """What `jax.experimental.topologies.get_topology_desc` takes. GPUs: pods x nodes x GPUs of a node."""
+        chip = self.chip
+        if chip.gpu is None:
+            megacore = {"chip_config_name": "megacore"} if chip.name == "v4" else {}  # else a v4 is two devices
+            return {"platform": "tpu", "topology_name": self.topology, **megacore}
+        target = chip.gpu.target(chip.memory_bandwidth)
+        shape = f"1x{self.nodes}x{self.chips // self.nodes}"
+        return {"platform": "cuda", "topology_name": chip.name, "topology": shape, "target_config": target}
+
+    @property
+    def nodes(self) -> int:
+        """Over which GPUs are spread, as many on each; 1 of TPUs."""
+        node = self.chip.node
+        return 1 if node is None or self.chips <= node else self.chips // math.gcd(self.chips, node)
+
+    @property
     def vendor(self) -> str:
         """As one orders it, `v5p-128`."""
-        if self.chip.dimensions is None:
+        if self.chip.gpu is not None:
             return f"{self.chip.name}:{self.chips}"
         return f"{self.chip.name}-{self.chips * self.chip.counted}"
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,9 +17,14 @@ from pretrain.plan.chips import Slice
 from pretrain.serial import encode
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-"""libtpu neither asks for a machine's metadata nor insists on being alone; JAX runs nothing on it."""
+"""JAX runs nothing on a chip; libtpu neither asks for a machine's metadata nor insists on being alone."""
 SOURCES = ("models", "sharding", "pretrain/objectives", "pretrain/optimizer", "pretrain/plan", "pretrain/data")
-VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax")
+PARTS = {
+    "tpu": ("libtpu",),
+    "cuda": ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cudnn-cu13"),
+}
+"""What compiles for a platform beside jax."""
+VERSIONS = ("jax", "jaxlib", "flax", "optax", *(name for parts in PARTS.values() for name in parts))
 
 
 def compiled(
@@ -28,9 +32,9 @@ def compiled(
 ) -> dict[str, Any]:
     """What `program.compile_step` found out, from the cache where nothing has changed since; "cached" says so.
 
-    Raises UserError without libtpu or for a slice that it does not know.
+    Raises UserError without the chip's compiler or for a slice that it does not know.
     """
-    require_libtpu()
+    require(on)
     request = {"config": encode(config), "topology": on.topology, "options": {**on.chip.compiler, **(options or {})}}
     path = cache_folder() / f"{fingerprint(request)}.json"
     if save is None and (kept := _kept(path)):
@@ -58,12 +62,22 @@ def _kept(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def require_libtpu() -> None:
-    if importlib.util.find_spec("libtpu") is None:
+def require(on: Slice) -> None:
+    """Raises UserError without the compiler."""
+    platform = on.described["platform"]
+    missing = [name for name in PARTS[platform] if _version(name) is None]
+    if missing:
         raise UserError(
-            "found no libtpu, the TPU compiler, expected it beside jax; pip install 'pretrain[tpu]', or add --quick to "
-            "plan by arithmetic"
+            f"on={on.vendor}: found no {', '.join(missing)}, expected the compiler for these chips; pip install "
+            f"'pretrain[{platform}]', or add --quick to plan by arithmetic"
         )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cache_folder() -> Path:
@@ -75,8 +89,7 @@ def fingerprint(request: dict[str, Any]) -> str:
     """Of the request, of the code that makes the program, and of the compilers."""
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode())
     for name in VERSIONS:
-        found = importlib.metadata.version(name) if importlib.util.find_spec(name) else None
-        digest.update(f"{name}={found};".encode())
+        digest.update(f"{name}={_version(name)};".encode())
     root = Path(__file__).resolve().parents[1]
     folders = [root / s.removeprefix("pretrain/") for s in SOURCES]
     files = [p for folder in folders for p in folder.resolve().rglob("*.py")]
@@ -102,7 +115,7 @@ def _run(request: dict[str, Any], on: Slice) -> dict[str, Any]:
             return json.loads(answer.read_text())
     last = _last_error(process.stderr)
     if "topology" in last.lower() and "UserError" not in last:
-        raise UserError(f"on={on.topology}: libtpu knows no such slice ({last}); name another shape")
+        raise UserError(f"on={on.topology}: the compiler knows no such slice ({last}); name another shape")
     if last.startswith("pretrain.errors.UserError: "):
         raise UserError(last.removeprefix("pretrain.errors.UserError: "))
     raise RuntimeError(f"the compiler ended with exit code {process.returncode}: {last}")

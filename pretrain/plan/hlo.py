@@ -1,13 +1,13 @@
-"""What a compiled TPU program does, read from the text of its scheduled, optimised HLO.
+"""What a compiled program does, read from the text of its scheduled, optimised HLO.
 
-A loop's body counts as often as the loop turns. Cycles are the compiler's own estimates of each fusion; it gives none
-for collectives and for Pallas kernels. XLA's summaries (`cost_analysis`) are not used: they count a body once.
+A loop's body counts as often as the loop turns. Cycles are the TPU compiler's own estimates of each fusion; it gives
+none for collectives and for Pallas kernels. XLA's summaries (`cost_analysis`) are not used: they count a body once.
 """
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 BYTES = {
@@ -21,6 +21,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all
 NO_ESTIMATE = 2**50
 """Some fusions carry INT64_MAX."""
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w*)"')
 _CALLS = re.compile(r"\b(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%[\w.\-]+(?:, *)?)+)")
 
 
@@ -46,6 +47,8 @@ class Collective:
     count: float
     bytes: float
     """That leave one device."""
+    nodes: int = 1
+    """Over which a group's devices are spread."""
 
 
 @dataclass(kw_only=True)
@@ -55,7 +58,7 @@ class Program:
     flops: float = 0.0
     """Of matrix products, on one device."""
     kernels: float = 0
-    """Calls of Pallas kernels."""
+    """Calls of Pallas kernels and of cuDNN's attention."""
     kernel_flops: float = 0.0
     """What the kernels say they do."""
     collectives: list[Collective] = field(default_factory=list)
@@ -63,18 +66,19 @@ class Program:
     """Loops whose turns are not known; they count once."""
 
 
-def read(text: str) -> Program:
-    computations, entry = _parse(text)
-    walk = _Walk(computations)
+def read(text: str, nodes: Sequence[int] = ()) -> Program:
+    """`nodes`: of each device of the program, in its order; none where all are alike."""
+    computations, entry = parse(text)
+    walk = _Walk(computations, nodes)
     walk.visit(entry, 1.0, scope=entry, fused=False, hidden=False)
     walk.program.collectives = [
-        Collective(kind=k, axes=a, size=n, asynchronous=hides, count=c, bytes=b)
-        for (k, a, n, hides), (c, b) in sorted(walk.moved.items())
+        Collective(kind=k, axes=a, size=n, nodes=over, asynchronous=hides, count=c, bytes=b)
+        for (k, a, n, over, hides), (c, b) in sorted(walk.moved.items())
     ]
     return walk.program
 
 
-def _parse(text: str) -> tuple[dict[str, list[Operation]], str]:
+def parse(text: str) -> tuple[dict[str, list[Operation]], str]:
     """Computations by name, and the entry's name. Metadata may break lines: only `}` alone ends a computation."""
     text = re.sub(r"/\*index=\d+\*/", "", text).replace("\n}}", "}}")
     found: dict[str, list[Operation]] = {}
@@ -133,8 +137,8 @@ def size(shape: str) -> float:
 
 
 class _Walk:
-    def __init__(self, computations: dict[str, list[Operation]]):
-        self.computations = computations
+    def __init__(self, computations: dict[str, list[Operation]], nodes: Sequence[int]):
+        self.computations, self.nodes = computations, nodes
         self.shapes = {c: {o.name: o.shape for o in found} for c, found in computations.items()}
         self.program = Program()
         self.moved: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -147,47 +151,31 @@ class _Walk:
                 self._loop(o, times, hidden)
                 continue
             if o.code in ("dot", "convolution"):
-                self.program.flops += times * _product_flops(o, self.shapes[name])
+                self.program.flops += times * product_flops(o, self.shapes[name])
             base = o.code.removesuffix("-start")
             if base in KINDS:
                 self._move(o, base, name, times, scope, fused, hidden)
-            if o.code == "custom-call" and 'custom_call_target="tpu_custom_call"' in o.attributes:
+            if o.code == "custom-call" and _KERNEL.search(o.attributes):
                 self.program.kernels += times
-                self.program.kernel_flops += times * _number(r'"flops":"?(\d+)', o.attributes)
+                self.program.kernel_flops += times * kernel_flops(o)
             if not fused:
                 cycles = _number(r'"estimated_cycles":"(\d+)"', o.attributes)
                 self.program.cycles += times * cycles if cycles < NO_ESTIMATE else 0
             hides = hidden or o.code.endswith("-start") or self._spread(o)
-            for callee in _called(o):
-                inside = fused or o.code == "fusion"
+            for callee in called(o):
+                inside = fused or o.code.startswith("fusion")
                 self.visit(callee, times, scope=scope, fused=inside, hidden=hides)
 
     def _loop(self, o: Operation, times: float, hidden: bool) -> None:
-        body, condition = (re.search(rf"{k}=%([\w.\-]+)", o.attributes) for k in ("body", "condition"))
-        assert body is not None
-        turns = _number(r'"known_trip_count":\{"n":"(\d+)"', o.attributes)
-        turns = turns or (self._turns(condition[1]) if condition else 0)
+        body, turns = loop(o, self.computations)
         self.program.endless += not turns
-        self.visit(body[1], times * max(turns, 1), scope=f"{o.name}/{body[1]}", fused=False, hidden=hidden)
-
-    def _turns(self, condition: str) -> float:
-        """Of a loop that counts from 0 up to a constant; 0 where it is another."""
-        operations = {o.name: o for o in self.computations.get(condition, ())}
-        for o in operations.values():
-            if o.code == "compare" and "direction=LT" in o.attributes:
-                bounds = [operations[n] for n in o.operands if n in operations and operations[n].code == "constant"]
-                return float(bounds[0].literal) if bounds and bounds[0].literal.isdigit() else 0
-            if o.code == "fusion":
-                constants = [n for n in o.operands if n in operations and operations[n].code == "constant"]
-                if len(constants) == 1 and operations[constants[0]].literal.isdigit():
-                    return float(operations[constants[0]].literal)
-        return 0
+        self.visit(body, times * max(turns, 1), scope=f"{o.name}/{body}", fused=False, hidden=hidden)
 
     def _spread(self, o: Operation) -> bool:
         """Whether a collective in it is one that computation hides."""
         return o.code == "fusion" and any(
             "async_collective" in callee or any("AsyncCollective" in p.attributes for p in self.computations[callee])
-            for callee in _called(o)
+            for callee in called(o)
             if callee in self.computations
         )
 
@@ -200,23 +188,53 @@ class _Walk:
         if key in self.seen:
             return
         self.seen.add(key)
-        given = sum(size(self.shapes[computation].get(n, "")) for n in o.operands)
-        got = size(o.shape) - (given if o.code == "all-gather-start" else 0)
         axes, n = groups(o.attributes)
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
-        share = (n - 1) / n if n else 1
-        if kind == "ragged-all-to-all":  # from rows to places for more, or back
-            given = min(size(self.shapes[computation].get(n, "")) for n in o.operands[:2])
-        wire = {"all-gather": got * share, "all-reduce": 2 * given * share, "collective-permute": given}
         hides = hidden or o.code.endswith("-start")
-        sums = self.moved[kind, axes, n, hides]
+        sums = self.moved[kind, axes, n, spread(o.attributes, self.nodes), hides]
         sums[0] += times
-        sums[1] += times * wire.get(kind, given * share)
+        sums[1] += times * wire(o, kind, self.shapes[computation])
 
 
-def _called(o: Operation) -> Iterator[str]:
-    if o.code in ("fusion", "call", "conditional", "async-start", "map") or o.code.endswith("call-start"):
+def wire(o: Operation, kind: str, shapes: dict[str, str]) -> float:
+    """Bytes of a collective that leave one device."""
+    given = sum(size(shapes.get(n, "")) for n in o.operands)
+    if kind == "ragged-all-to-all":  # from rows to places for more, or back
+        given = min(size(shapes.get(n, "")) for n in o.operands[:2])
+    got = size(o.shape) - (given if o.code == "all-gather-start" else 0)
+    n = groups(o.attributes)[1]
+    share = (n - 1) / n if n else 1
+    return {"all-gather": got * share, "all-reduce": 2 * given * share, "collective-permute": given}.get(
+        kind, given * share
+    )
+
+
+def loop(o: Operation, computations: dict[str, list[Operation]]) -> tuple[str, float]:
+    """The body of a loop and its turns; 0 where they are not known."""
+    body, condition = (re.search(rf"{k}=%([\w.\-]+)", o.attributes) for k in ("body", "condition"))
+    assert body is not None
+    turns = _number(r'"known_trip_count":\{"n":"(\d+)"', o.attributes)
+    return body[1], turns or (_turns(computations.get(condition[1], [])) if condition else 0)
+
+
+def _turns(condition: list[Operation]) -> float:
+    """Of a loop that counts from 0 up to a constant; 0 where it is another."""
+    operations = {o.name: o for o in condition}
+    for o in operations.values():
+        if o.code == "compare" and "direction=LT" in o.attributes:
+            bounds = [operations[n] for n in o.operands if n in operations and operations[n].code == "constant"]
+            return float(bounds[0].literal) if bounds and bounds[0].literal.isdigit() else 0
+        if o.code == "fusion":
+            constants = [n for n in o.operands if n in operations and operations[n].code == "constant"]
+            if len(constants) == 1 and operations[constants[0]].literal.isdigit():
+                return float(operations[constants[0]].literal)
+    return 0
+
+
+def called(o: Operation) -> Iterator[str]:
+    codes = ("fusion", "fusion-start", "call", "conditional", "async-start", "map")
+    if o.code in codes or o.code.endswith("call-start"):
         for listed in _CALLS.findall(o.attributes):
             yield from re.findall(r"%([\w.\-]+)", listed)
 
@@ -224,6 +242,20 @@ def _called(o: Operation) -> Iterator[str]:
 def _number(pattern: str, text: str) -> float:
     match = re.search(pattern, text)
     return float(match[1]) if match else 0.0
+
+
+def kernel_flops(o: Operation) -> float:
+    """What a kernel says it does. cuDNN's attention says shapes and mask: two products forward, five backward, of what
+    causality or its window leaves."""
+    said = re.search(
+        r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\["(\d+)", ?"(\d+)", ?"(\d+)", ?"(\d+)"\]', o.attributes
+    )
+    if said is None:
+        return _number(r'"flops":"?(\d+)', o.attributes)
+    B, N, T, S = map(int, said.groups())
+    window = _number(r'"sliding_window_length": ?(\d+)', o.attributes)
+    keys = min(S / 2, window or S) if "CAUSAL" in o.attributes else S
+    return 2 * (5 if "Backward" in o.attributes else 2) * B * N * T * keys * arrays(o.shape)[0][1][-1]
 
 
 def groups(attributes: str) -> tuple[tuple[str, ...], int]:
@@ -246,7 +278,38 @@ def groups(attributes: str) -> tuple[tuple[str, ...], int]:
     return tuple(axes), n
 
 
-def _product_flops(o: Operation, shapes: dict[str, str]) -> float:
+def spread(attributes: str, nodes: Sequence[int]) -> int:
+    """Nodes of the devices of one group, or of two that pass something on."""
+    if not nodes:
+        return 1
+    if pairs := re.search(r"source_target_pairs=\{\{([\d,{}]+)\}\}", attributes):
+        found = (pair.split(",") for pair in pairs[1].split("},{"))
+        return max(len({nodes[int(d)] for d in pair}) for pair in found)
+    return len({nodes[d] for d in _members(attributes, len(nodes))})
+
+
+def _members(attributes: str, devices: int) -> list[int]:
+    """Devices of the first group; all where the text does not say."""
+    import numpy as np
+
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return [int(d) for d in listed[1].split(",")]
+    order = np.arange(devices)
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        grid = order.reshape([int(n) for n in iota[3].split(",")])
+        grid = grid.transpose([int(d) for d in iota[4].split(",")]) if iota[4] else grid
+        return grid.reshape(int(iota[1]), int(iota[2]))[0].tolist()
+    axes, n = groups(attributes)
+    sizes = {
+        k: int(size) for k, size in re.findall(r"'?(\w+)'?=(\d+)", attributes.partition("mesh[")[2].partition("]")[0])
+    }
+    if math.prod(sizes.values()) != devices or math.prod(sizes[a] for a in axes) != n:  # another order, parts of axes
+        return order.tolist()
+    index = tuple(slice(None) if axis in axes else 0 for axis in sizes)
+    return order.reshape(list(sizes.values()))[index].reshape(-1).tolist()
+
+
+def product_flops(o: Operation, shapes: dict[str, str]) -> float:
     """Two for every multiply-add; of a convolution that stands for a matrix product, without the padding."""
     out, left = arrays(o.shape), arrays(shapes.get(o.operands[0], "")) if o.operands else []
     if not out or not left:

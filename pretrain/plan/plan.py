@@ -15,10 +15,6 @@ from pretrain.plan import analytic, compiler
 from pretrain.plan.chips import Slice
 from pretrain.sharding.axes import MESH_AXES
 
-KERNEL_EFFICIENCY = 0.6
-"""Share of the peak that Pallas kernels are taken to reach; the compiler estimates no cycles for them."""
-
-
 ATTEMPTS = 4
 """Changes that are compiled to find two that fit. Those that do not are refused before most of the compiler's work."""
 
@@ -62,9 +58,9 @@ def plan(
     """JSON values; `docs/plan.md` explains them. Raises UserError for what cannot be planned."""
     config = replace(config, simulate=None)
     config.check(on.devices)
-    if not quick and on.chip.dimensions is None:
+    if save is not None and on.chip.gpu is not None:
         raise UserError(
-            f"on={on.vendor}: found a GPU, whose compiler comes without a plan here; add --quick for arithmetic"
+            f"save={save}: found a GPU, whose kernels are tuned where they run, expected a TPU; leave --save out"
         )
     facts = None if quick else compiler.compiled(config, on, options, save)
     found = assembled(config, on, facts)
@@ -96,6 +92,7 @@ def assembled(config: RunConfig, on: Slice, facts: dict[str, Any] | None) -> dic
         "memory": known,
         "step_seconds": [low, likely, high],
         "limited_by": limits,
+        "walked": "seconds" in program,
         "mfu": useful / (step * on.devices * on.chip.peak) if step else None,
         "tokens_per_second": tokens / step if step else None,
         "tokens_per_step": tokens,
@@ -159,13 +156,15 @@ def _speed(
     if "program" not in facts:
         return 0.0, 0.0, 0.0, {}
     program, clock = facts["program"], on.chip.clock or 1.0
+    if "seconds" in program:
+        return _walked(**program["seconds"])
     # Kernels rarely say what they do; those of experts count places for tokens, filled or not, and visit the filled.
     unsaid = max(0.0, work.flops - program["flops"]) if program["kernels"] else 0.0
-    kernels = (unsaid or program["kernel_flops"]) / (on.chip.peak * KERNEL_EFFICIENCY)
+    kernels = (unsaid or program["kernel_flops"]) / (on.chip.peak * analytic.KERNEL_EFFICIENCY)
     compute = program["cycles"] / clock + kernels
     wire = {hides: 0.0 for hides in (True, False)}
     for c in program["collectives"]:
-        wire[c["asynchronous"]] += c["bytes"] / analytic.link_bandwidth(on)
+        wire[c["asynchronous"]] += c["bytes"] / on.chip.link_bandwidth
     hidden = min(wire[True], compute)
     late = wire[True] - hidden
     hosted = 2 * facts["memory"]["host"] / analytic.HOST_LINK
@@ -174,6 +173,13 @@ def _speed(
     shares = _shares(compute=matmuls, network=wire[False] + late, memory=compute - matmuls + hosted)
     low = max(compute, wire[True] + wire[False], hosted)
     return low, compute + wire[False] + late + hosted, (compute + wire[True] + wire[False] + hosted) * 1.1, shares
+
+
+def _walked(compute: float, memory: float, waiting: float, links: float):
+    """Of a schedule that was walked (`timeline`): low where all traffic hides, high where none does."""
+    busy = compute + memory
+    shares = _shares(compute=compute, network=waiting, memory=memory)
+    return max(busy, links), busy + waiting, (busy + links) * 1.1, shares
 
 
 def _shares(**parts: float) -> dict[str, float]:
@@ -190,6 +196,7 @@ def _collectives(program: dict[str, Any]) -> list[dict[str, Any]]:
             "count": c["count"],
             "bytes": c["bytes"],
             "asynchronous": c["asynchronous"],
+            "nodes": c["nodes"],
         }
         for c in program.get("collectives", ())
     ]

@@ -1,7 +1,7 @@
 """The real training step, compiled for a slice that is not here. A program: `python -m pretrain.plan.program`.
 
-Runs in a process of its own, because libtpu takes the process for its own: reads a request from stdin, one JSON value,
-and writes the answer to the file that the request names.
+Runs in a process of its own, because the compilers take the process for their own: reads a request from stdin, one JSON
+value, and writes the answer to the file that the request names.
 """
 
 import json
@@ -12,6 +12,8 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from pretrain.config import RunConfig
+from pretrain.plan import chips
+from pretrain.plan.chips import Slice
 from pretrain.serial import decode
 
 
@@ -90,15 +92,13 @@ def bytes_a_device(tree, *, host: bool = False) -> int:
     return sum(of(s) for s in jax.tree.leaves(tree) if (s.sharding.memory_kind == HOST) == host)
 
 
-def compile_step(config: RunConfig, topology: str, options: dict[str, Any], save: str | None) -> dict[str, Any]:
+def compile_step(config: RunConfig, on: Slice, options: dict[str, Any], save: str | None) -> dict[str, Any]:
     import jax
     from jax.experimental import topologies
 
-    from pretrain.plan import hlo
     from pretrain.sharding import mesh as meshes
 
-    megacore = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}  # else a v4 is two devices
-    description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **megacore)
+    description = topologies.get_topology_desc(**on.described)
     mesh = meshes.build(config.mesh, list(description.devices))
     began = time.perf_counter()
     lowered, causes = lower(config, mesh)
@@ -115,8 +115,16 @@ def compile_step(config: RunConfig, topology: str, options: dict[str, Any], save
     facts |= {"compile_seconds": time.perf_counter() - began, "compile_cpu_seconds": time.process_time() - spent}
     if save is not None:
         _save(compiled, save)
-    program = hlo.read(compiled.as_text() or "")
-    return {**facts, "memory": _memory(compiled.memory_analysis()), "program": asdict(program)}
+    program = _read(compiled.as_text() or "", on, [device.process_index for device in mesh.devices.flat])
+    return {**facts, "memory": _memory(compiled.memory_analysis()), "program": program}
+
+
+def _read(text: str, on: Slice, nodes: list[int]) -> dict[str, Any]:
+    from pretrain.plan import hlo, timeline
+
+    if on.chip.gpu is None:
+        return asdict(hlo.read(text))
+    return {**asdict(hlo.read(text, nodes)), "seconds": asdict(timeline.read(text, on.chip, nodes))}
 
 
 def refusal(message: str) -> dict[str, float] | None:
@@ -158,7 +166,7 @@ def _save(compiled, path: str) -> None:
 def main() -> None:
     request = json.load(sys.stdin)
     config = decode(request["config"], RunConfig)
-    facts = compile_step(config, request["topology"], request["options"], request["save"])
+    facts = compile_step(config, chips.parse(request["topology"]), request["options"], request["save"])
     with open(request["answer"], "w") as file:
         json.dump(facts, file)
 

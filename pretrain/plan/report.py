@@ -44,6 +44,7 @@ def _speed(plan: dict[str, Any]) -> list[str]:
     return [
         f" {'speed':<13}{duration(likely)} a step ({duration(low)} to {duration(high)})   "
         f"{count(plan['tokens_per_second'])} tokens/s   MFU {plan['mfu']:.0%}   limited by: {limits}",
+        *([f" {'':<13}a roofline of each operation, as this compiler counts no cycles"] if plan["walked"] else ()),
         f" {'run':<13}{plan['steps']:,} steps, {count(budget)} tokens: {days:.3g} days, {hours:,.0f} chip-hours",
     ]
 
@@ -63,7 +64,10 @@ def _network(plan: dict[str, Any]) -> list[str]:
     out = []
     for c in sorted(plan["collectives"], key=lambda c: -c["bytes"])[:6]:
         over = c["axis"] or f"groups of {c['devices']}"
-        waits = "hidden behind computation" if c["asynchronous"] else "waited for"
+        hidden = "beside computation" if plan["walked"] else "hidden behind computation"
+        waits = (f"between {c['nodes']} nodes, " if c["nodes"] > 1 else "") + (
+            hidden if c["asynchronous"] else "waited for"
+        )
         head = "" if out else "network"
         out.append(f" {head:<13}{c['kind']} x {c['count']:,.0f} over {over}: {c['bytes'] / 1e9:.3g} GB, {waits}")
     if plan["loops_without_turns"]:

@@ -3,7 +3,7 @@
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.plan.chips import CHIPS, parse
+from pretrain.plan.chips import CHIPS, GPUS, parse
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,12 @@ def test_what_is_no_slice_gets_the_choices(typed, said):
         parse(typed)
 
 
+@pytest.mark.parametrize(("count", "shape"), [(4, "1x1x4"), (8, "1x1x8"), (64, "1x8x8"), (12, "1x3x4"), (7, "1x1x7")])
+def test_gpus_stand_in_nodes(count, shape):
+    described = parse(f"h100:{count}").described
+    assert (described["platform"], described["topology"]) == ("cuda", shape)
+
+
 def test_the_clock_makes_the_peak():
     """FLOP/s = cycles/s x 2 x multiply-adds of a cycle: 4 units of 128 x 128 a core, two cores as one device where the
     vendor counts cores, or 4 units of 256 x 256."""
@@ -53,3 +59,13 @@ def test_the_clock_makes_the_peak():
         chip = CHIPS[name]
         assert chip.clock is not None
         assert chip.clock * 2 * adds == pytest.approx(chip.peak, rel=0.01)
+
+
+def test_the_compiler_is_told_the_numbers_of_the_gpu():
+    for chip in GPUS:
+        assert chip.gpu is not None
+        told = parse(f"{chip.name}:8").described["target_config"]
+        for said in (f"core_count: {chip.gpu.cores}\n", f"device_memory_size: {chip.gpu.memory}\n", chip.gpu.name):
+            assert said in told
+        assert chip.memory < chip.gpu.memory
+        assert chip.kind in chip.gpu.name, "by which `train` and MFU know it"

@@ -102,9 +102,49 @@ def test_groups_are_read_however_they_are_written(written, axes, size):
     assert hlo.groups(f", channel_id=1, {written}, dimensions={{0}}") == (axes, size)
 
 
+@pytest.mark.parametrize(
+    ("written", "nodes"),
+    [
+        ("replica_groups={{0,1},{2,3}}", 1),
+        ("replica_groups={{0,4},{1,5}}", 2),
+        ("replica_groups=[2,4]<=[8]", 1),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}", 1),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'data'}", 2),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_0','axis_1'}", 2),
+        ("replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}", 2),
+        ("source_target_pairs={{0,1},{1,0}}", 1),
+        ("source_target_pairs={{0,1},{3,4}}", 2),
+    ],
+)
+def test_groups_know_the_nodes_they_are_spread_over(written, nodes):
+    assert hlo.spread(f", channel_id=1, {written}, dimensions={{0}}", [0, 0, 0, 0, 1, 1, 1, 1]) == nodes
+    assert hlo.spread(f", channel_id=1, {written}, dimensions={{0}}", []) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "mask", "window", "flops"),
+    [
+        ("fmhaSoftmax", "NO_MASK", 0, 4 * 2 * 3 * 64 * 64 * 16),
+        ("fmhaScaleBiasSoftmax", "CAUSAL", 0, 4 * 2 * 3 * 64 * 32 * 16),
+        ("fmhaSoftmax", "CAUSAL", 8, 4 * 2 * 3 * 64 * 8 * 16),
+        ("fmhaSoftmaxBackward", "CAUSAL", 0, 10 * 2 * 3 * 64 * 32 * 16),
+    ],
+)
+def test_the_attention_of_cudnn_is_counted_by_its_shapes_and_mask(target, mask, window, flops):
+    shape = '"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "3", "64", "64"]}'
+    said = f'{{{shape}, "mask_type": "{mask}", "sliding_window_length": {window}}}'
+    call = f'%a = (bf16[2,3,64,16]) custom-call(%q), custom_call_target="__cudnn${target}", backend_config={said}'
+    operation = hlo._operation(call)
+    assert operation is not None
+    assert hlo.kernel_flops(operation) == flops
+    program = hlo.read(f"ENTRY %main (q: f32[8]) -> f32[8] {{\n  {call}\n}}\n")
+    assert (program.kernels, program.kernel_flops) == (1, flops)
+
+
 def test_padding_of_a_convolution_is_no_work():
     line = "%c = f32[4,8,16]{2,1,0} convolution(%a, %b), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
     operation = hlo._operation(line)
     assert operation is not None
-    flops = hlo._product_flops(operation, {"a": "f32[4,8,32]", "b": "f32[3,32,16]"})
+    flops = hlo.product_flops(operation, {"a": "f32[4,8,32]", "b": "f32[3,32,16]"})
     assert flops == 2 * 4 * 16 * 32 * (3 * 8 - 2)

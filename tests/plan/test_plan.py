@@ -138,6 +138,46 @@ def test_changes_of_a_compiled_plan_that_does_not_fit_are_compiled_too(monkeypat
     assert "fits, 90.0 GiB, 4.00 s a step (compiled)" in "\n".join(report.lines("x", found))
 
 
+def test_the_clock_of_a_walked_schedule_is_the_plans_time(monkeypatch):
+    on, asked = parse("h100:64"), []
+
+    def compiled(config, on, options=None, save=None):
+        asked.append(config)
+        sizes = {"argument": 2**30, "output": 0, "alias": 0, "generated_code": 0, "host": 0}
+        peak = (90 if len(asked) == 1 else 60) * 2**30
+        counted = {"cycles": 0.0, "flops": 1e15, "kernels": 3, "kernel_flops": 1e14, "endless": 0}
+        moved = {"kind": "all-gather", "axes": ["fsdp"], "size": 64, "asynchronous": True, "count": 2, "bytes": 1e9}
+        seconds = {"compute": 4.0, "memory": 1.0, "waiting": 0.5, "links": 0.75}
+        program = {**counted, "collectives": [{**moved, "nodes": 8}], "seconds": seconds}
+        memory = {**sizes, "temp": peak - 2**30, "peak": peak}
+        facts = {"causes": {"parameters": 2**30}, "compile_seconds": 1.0, "cached": False}
+        return {**facts, "memory": memory, "program": program}
+
+    monkeypatch.setattr(compiler, "compiled", compiled)
+    found = plan(run("runs.pretrain_llama2_7b"), on)
+    assert found["step_seconds"] == pytest.approx([5.0, 5.5, 6.325])
+    assert found["limited_by"] == pytest.approx({"compute": 4 / 5.5, "network": 0.5 / 5.5, "memory": 1 / 5.5})
+    assert not found["fits"], "more than the GPU has, whatever the compiler says"
+    assert [c["basis"] for c in found["changes"]] == ["compiled"] * 2
+    told = "\n".join(report.lines("x", found))
+    assert "counts no cycles" in told
+    assert "between 8 nodes, beside computation" in told
+
+
+def test_arithmetic_knows_which_attention_a_gpu_takes():
+    config, on = run("runs.pretrain_llama2_7b"), parse("h100:64")
+    block = config.model.stack.pattern[0]
+
+    def peak(**changes):
+        mixer = replace(block.mixer, **changes)
+        stack = replace(config.model.stack, pattern=(replace(block, mixer=mixer),))
+        return plan(replace(config, model=replace(config.model, decoder=stack)), on, quick=True)["memory"]["peak_bytes"]
+
+    scores = analytic.SCORES * 32 * 4 * 4096**2
+    assert peak(softcap=30.0) - peak() == scores - analytic.BIAS * 4 * 4096**2
+    assert peak(sinks=True) > peak() + 0.9 * scores
+
+
 @pytest.mark.parametrize("remat", ["none", "save_dots", "save_qkv", "full"])
 def test_what_is_computed_again_is_time_and_what_is_kept_is_memory(remat):
     config, on = run("runs.pretrain_llama2_7b"), parse("v5p-128")
@@ -188,7 +228,7 @@ def test_the_compilers_refusal_is_read():
 def test_a_plan_is_kept_until_something_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr(compiler, "require_libtpu", lambda: None)
+    monkeypatch.setattr(compiler, "require", lambda on: None)
     monkeypatch.setattr(compiler, "_run", lambda request, on: calls.append(request) or {"answer": len(calls)})
     config, on = run(), parse("v5e-4")
     assert compiler.cached(config, on) is None
@@ -197,12 +237,19 @@ def test_a_plan_is_kept_until_something_changes(tmp_path, monkeypatch):
     assert compiler.cached(config, on) == {"answer": 1, "cached": True}
     assert compiler.compiled(replace(config, steps=7), on) == {"answer": 2, "cached": False}
     assert compiler.compiled(config, parse("v5e-8")) == {"answer": 3, "cached": False}
+    assert compiler.compiled(config, parse("h100:8")) == {"answer": 4, "cached": False}
+    monkeypatch.setattr(compiler, "_version", lambda package: "another")
+    assert compiler.compiled(config, parse("h100:8")) == {"answer": 5, "cached": False}
 
 
-def test_without_the_compiler_one_is_told_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"found no libtpu.*expected it.*pip install 'pretrain\[tpu\]'"):
-        compiler.require_libtpu()
+@pytest.mark.parametrize(
+    ("on", "missing", "extra"), [("v5e-4", "libtpu", "tpu"), ("h100:8", ".*nvidia-cudnn-cu13", "cuda")]
+)
+def test_without_the_compiler_one_is_told_what_to_install(monkeypatch, on, missing, extra):
+    monkeypatch.setattr(compiler, "_version", lambda package: None)
+    said = rf"on={on}: found no {missing}, expected the compiler.*pip install 'pretrain\[{extra}\]', or add --quick"
+    with pytest.raises(UserError, match=said):
+        plan(run(), parse(on))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +257,6 @@ def test_without_the_compiler_one_is_told_what_to_install(monkeypatch):
     [
         (("llama.llama2_7b", "--on", "v5p-128"), "add --batch ROWS --sequence LENGTH"),
         (("runs.smoke", "--on", "v5e-4", "--batch", "8"), "use --batch.rows"),
-        (("runs.smoke", "--on", "h100:8"), "add --quick"),
         (("runs.smoke", "--on", "v5e-4", "--mesh.tensor", "3", "--quick"), "mesh"),
     ],
 )
@@ -278,3 +324,20 @@ def test_what_stays_in_float_is_not_counted_as_faster():
     )
     assert 0.8 < dense.narrow["int8"] / dense.flops < 0.95
     assert mixture.narrow["int8"] / mixture.flops < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs pip install 'pretrain[cuda]'")
+def test_a_tiny_run_compiles_for_gpus_with_the_attention_of_cudnn(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = replace(run(), mesh=MeshConfig(tensor=2), rules="fsdp_tp")
+    found, quick = plan(config, parse("h100:16")), plan(config, parse("h100:16"), quick=True)
+    assert found["fits"]
+    for cause in ("parameters_bytes", "optimizer_bytes", "batch_bytes"):
+        assert found["memory"][cause] == quick["memory"][cause]
+    assert found["loops_without_turns"] == 0
+    assert found["step_seconds"][1] > 0
+    assert {c["nodes"] for c in found["collectives"]} == {1, 2}, "heads within a node, weights over two"
+    facts = compiler.cached(config, parse("h100:16"))
+    assert facts is not None
+    assert facts["program"]["kernels"] >= 2 * len(config.model.stack.blocks), "a layer forward and backward"
