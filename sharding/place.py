@@ -27,6 +27,8 @@ EVENLY = ("length", "sequence", "latent")
 AT_ONCE = Schedule()
 _rules: ContextVar[AxisRules] = ContextVar("rules", default=NOWHERE)
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
+_stage: ContextVar[str | None] = ContextVar("stage", default=None)
+"""The mesh axis of the stages, inside one of them."""
 _schedule: ContextVar[Schedule] = ContextVar("schedule", default=AT_ONCE)
 
 
@@ -173,12 +175,38 @@ def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes |
     in_specs = tuple(spec(*a) if a else P() for a in in_axes)
     told = platform() != "tpu"  # a Pallas kernel does not say over which mesh axes its results vary
     mapped = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=told)
+    if (stage := _stage.get()) is not None:
+        mapped = _on_each_stage(mapped, function, in_specs, out_specs, stage, told)
 
     def run(*arguments):
         laid = (jax.tree.map(lambda x, a=a: constrain(x, *(a or ())), x) for x, a in zip(arguments, in_axes))
         return mapped(*laid)
 
     return run
+
+
+def _on_each_stage(
+    mapped: Callable, function: Callable, in_specs: tuple, out_specs, stage: str, told: bool
+) -> Callable:
+    """`mapped` where `vmap` stands for the stages of a pipeline: each device works for its own alone, so that what JAX
+    cannot map works there too."""
+    several = isinstance(out_specs, tuple) and not isinstance(out_specs, P)
+    placed = tuple(P(stage, *spec) for spec in out_specs) if several else P(stage, *out_specs)
+
+    def rule(axis_size: int, batched: list, *arguments):
+        many = [any(jax.tree.leaves(b)) for b in batched]
+        specs = tuple(P(stage, *spec) if m else spec for m, spec in zip(many, in_specs))
+
+        def one(*arguments):
+            own = (jax.tree.map(lambda x: x[0], a) if m else a for m, a in zip(many, arguments))
+            return jax.tree.map(lambda y: y[None], function(*own))
+
+        out = jax.shard_map(one, in_specs=specs, out_specs=placed, check_vma=told)(*arguments)
+        return out, jax.tree.map(lambda _: True, out)
+
+    mapped = jax.custom_batching.custom_vmap(mapped)
+    mapped.def_vmap(rule)
+    return mapped
 
 
 def sum_over(x: jax.Array, axis: Axis) -> jax.Array:
@@ -235,11 +263,12 @@ def within_stage() -> Iterator[None]:
     """What is traced inside is one stage's: its rows are no longer cut over stages."""
     rules, axes = _rules.get(), _stage_axes()
     used = {axis: tuple(m for m in to if m not in axes) for axis, to in rules.used.items()}
-    token = _rules.set(replace(rules, used=used))
+    token, within = _rules.set(replace(rules, used=used)), _stage.set(stage_axis())
     try:
         yield
     finally:
         _rules.reset(token)
+        _stage.reset(within)
 
 
 def hand_out(x: jax.Array, stages: int, hands: int) -> jax.Array:

@@ -25,7 +25,8 @@ def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax
     """
     if place.platform() == "cpu":
         return blocked(place.like(x_nI, w_EIO), place.like(w_EIO, x_nI), sizes_E)
-    return jax.lax.ragged_dot(x_nI, w_EIO, sizes_E)
+    # JAX asks for it within a stage of a pipeline, and takes it nowhere without a mesh.
+    return jax.lax.ragged_dot(x_nI, w_EIO, sizes_E, out_sharding=None if place.whole() else jax.P(None, None))
 
 
 @jax.custom_vjp

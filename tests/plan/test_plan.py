@@ -287,6 +287,18 @@ def test_a_tiny_run_compiles_for_a_slice_and_arithmetic_agrees_about_its_arrays(
     assert (tmp_path / "step").stat().st_size > 0
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'pretrain[tpu]'")
+@pytest.mark.parametrize("mesh", [MeshConfig(stage=2, expert=2), MeshConfig(context=2, expert=2), MeshConfig(expert=8)])
+def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_path, monkeypatch, mesh):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = replace(run("runs.smoke_mixtral"), mesh=mesh)
+    found = plan(config, parse("v5e:2x4"))
+    assert found["fits"]
+    assert any(c["kind"] == "ragged-all-to-all" for c in found["collectives"])
+    assert not any(c["kind"] == "all-to-all" and c["bytes"] > 1e6 for c in found["collectives"])
+
+
 def in_8_bits(kind: str, name="runs.pretrain_llama2_7b"):
     config = run(name)
     return replace(config, model=replace(config.model, decoder=replace(config.model.decoder, matmul=kind)))
