@@ -296,7 +296,8 @@ def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_pat
     found = plan(config, parse("v5e:2x4"))
     assert found["fits"]
     assert any(c["kind"] == "ragged-all-to-all" for c in found["collectives"])
-    assert not any(c["kind"] == "all-to-all" and c["bytes"] > 1e6 for c in found["collectives"])
+    counts = [c["bytes"] for c in found["collectives"] if c["kind"] == "all-to-all" and c["axis"] == "expert"]
+    assert sum(counts) < 1e5, "only how many rows there are"
 
 
 def in_8_bits(kind: str, name="runs.pretrain_llama2_7b"):
