@@ -52,7 +52,7 @@ def check(kind: str, family: str, mesh: MeshConfig, rules: str, bound: float):
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * ("forward" in k)) for k in KINDS])
 def test_fully_sharded_and_tensor_parallel_steps_are_those_of_one_device(kind):
     check(kind, "llama", MeshConfig(fsdp=4, tensor=2), "fsdp_tp", 1e-5)
 

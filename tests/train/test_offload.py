@@ -14,12 +14,11 @@ from tests.train import tiny
 SAME = ("step", "batch_hash", "loss", "grad_norm", "learning_rate")
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_whose_moments_lie_on_the_host_gives_the_losses_of_another_also_resumed(corpus, tmp_path, devices):
+def test_a_run_whose_moments_lie_on_the_host_gives_the_losses_of_another_also_resumed(corpus, tmp_path):
     calm, run = tmp_path / "calm", tmp_path / "run"
-    tiny.finish(tiny.start(corpus, calm, "steps=8", f"simulate={devices}"))
+    tiny.finish(tiny.start(corpus, calm, "steps=8", "simulate=2"))
     for steps in (4, 8):
-        tiny.finish(tiny.start(corpus, run, f"steps={steps}", f"simulate={devices}", "offload=1"))
+        tiny.finish(tiny.start(corpus, run, f"steps={steps}", "simulate=2", "offload=1"))
     for a, b in zip(tiny.lines(calm), tiny.lines(run), strict=True):
         assert {k: a[k] for k in SAME} == {k: b[k] for k in SAME}
 
