@@ -26,7 +26,7 @@ MASKED = jnp.finfo(jnp.float32).min
 
 def fits(mask: Mask) -> bool:
     """Whether the blocks can be known while tracing: queries and keys counted from 0, as in training."""
-    return mask.q_index_T is None and mask.kv_index_S is None and mask.part is None
+    return mask.counted
 
 
 def blockwise_attention(

@@ -59,17 +59,12 @@ def cudnn_attention(
 
 def _causal(mask: Mask) -> bool:
     """Whether causality is that of rows counted from 0, all of it."""
-    return mask.causal and _counted(mask) and mask.kv_prefix_BS is None
-
-
-def _counted(mask: Mask) -> bool:
-    """Whether queries and keys count from 0."""
-    return mask.q_index_T is None and mask.kv_index_S is None and mask.part is None
+    return mask.causal and mask.counted and mask.kv_prefix_BS is None
 
 
 def _told(mask: Mask) -> bool:
     """Whether causality and a window say it all."""
-    alone = mask.q_segments_BT is None and _counted(mask)
+    alone = mask.q_segments_BT is None and mask.counted
     return alone and mask.kv_prefix_BS is None and (mask.causal or mask.window is None)
 
 

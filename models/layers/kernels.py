@@ -39,6 +39,11 @@ class Mask:
     part: jax.Array | None = None
     """None: the queries are the whole row."""
 
+    @property
+    def counted(self) -> bool:
+        """Whether queries and keys count from 0."""
+        return self.q_index_T is None and self.kv_index_S is None and self.part is None
+
     def visible(self, q_length: int, kv_length: int) -> jax.Array | None:
         """visible_BTS or, without segments, visible_1TS; None where every query sees every key."""
         seen = []

@@ -11,19 +11,13 @@ import pytest
 from pretrain.models.layers import cudnn, kernels
 from pretrain.models.layers.kernels import Mask, attention
 from pretrain.sharding import place
+from tests.models.test_kernels import masks
 
 B, T, K, G, H = 2, 48, 2, 3, 16
 PACKED = jnp.asarray(np.stack([np.repeat([1, 2, 0], [20, 24, 4]), np.repeat([0, 3, 4], [5, 17, 26])]), jnp.int32)
 BOTH = {"q_segments_BT": PACKED, "kv_segments_BS": PACKED}
 MASKS = {
-    "causal": Mask(),
-    "bidirectional": Mask(causal=False),
-    "window": Mask(window=7),
-    "window of one": Mask(window=1),
-    "window both ways": Mask(causal=False, window=7),
-    "packed": Mask(**BOTH),
-    "packed window": Mask(**BOTH, window=9),
-    "packed bidirectional": Mask(**BOTH, causal=False),
+    **masks(PACKED),
     "packed prefix": Mask(**BOTH, kv_prefix_BS=jnp.arange(T)[None] % 24 < jnp.asarray([[9], [3]])),
     "queries further on": Mask(q_index_T=jnp.arange(T) + 5, window=20),
     "a ring of slots": Mask(kv_index_S=jnp.roll(jnp.arange(T), 11), window=20),

@@ -11,16 +11,23 @@ from pretrain.models.layers.blockwise import blockwise_attention
 from pretrain.models.layers.kernels import Mask, attention, reference_attention
 
 PACKED = jnp.asarray([[1] * 20 + [2] * 15 + [0] * 2, [0] * 5 + [3] * 32], jnp.int32)
-MASKS = {
-    "causal": Mask(),
-    "bidirectional": Mask(causal=False),
-    "window": Mask(window=7),
-    "window of one": Mask(window=1),
-    "window both ways": Mask(causal=False, window=7),
-    "packed": Mask(q_segments_BT=PACKED, kv_segments_BS=PACKED),
-    "packed window": Mask(q_segments_BT=PACKED, kv_segments_BS=PACKED, window=9),
-    "packed bidirectional": Mask(q_segments_BT=PACKED, kv_segments_BS=PACKED, causal=False),
-}
+
+
+def masks(segments: jax.Array) -> dict[str, Mask]:
+    both = {"q_segments_BT": segments, "kv_segments_BS": segments}
+    return {
+        "causal": Mask(),
+        "bidirectional": Mask(causal=False),
+        "window": Mask(window=7),
+        "window of one": Mask(window=1),
+        "window both ways": Mask(causal=False, window=7),
+        "packed": Mask(**both),
+        "packed window": Mask(**both, window=9),
+        "packed bidirectional": Mask(**both, causal=False),
+    }
+
+
+MASKS = masks(PACKED)
 
 fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles three times as fast."""

@@ -29,8 +29,10 @@ def deep(layers: int) -> TransformerConfig:
 ALL = {**FAMILIES, "4 layers": deep(4), "8 layers": deep(8)}
 
 
-def step(config: TransformerConfig, mesh: MeshConfig, rules: str = "fsdp_tp", devices: int = 8):
-    """(loss, gradient of each parameter by name)."""
+def step(
+    config: TransformerConfig, mesh: MeshConfig, rules: str = "fsdp_tp", devices: int = 8, key: jax.Array | None = None
+):
+    """(loss, gradient of each parameter by name); with a key as in training."""
     built = meshes.build(mesh, jax.devices()[:devices])
     with place.use(built, PRESETS[rules](), mesh.schedule):
         rows = jax.sharding.NamedSharding(built, place.spec("batch", None))
@@ -43,7 +45,7 @@ def step(config: TransformerConfig, mesh: MeshConfig, rules: str = "fsdp_tp", de
             inputs = Inputs(tokens=tokens, positions=positions, segments=segments, types=types)
             if config.encoder and config.decoder:
                 inputs = replace(inputs, encoder=Inputs(tokens=source, positions=positions, segments=segments))
-            return loss(model, inputs, targets)
+            return loss(model, inputs, targets, key)
 
         value, grads = jax.jit(jax.value_and_grad(run), compiler_options=QUICK)(model, arrays)
         return float(value), {name: np.asarray(jax.device_get(g[...])) for name, g in tree.params(grads).items()}

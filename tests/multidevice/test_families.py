@@ -107,9 +107,9 @@ FAMILIES = {
 }
 
 
-def loss(model: Transformer, inputs: Inputs, targets: jax.Array) -> jax.Array:
+def loss(model: Transformer, inputs: Inputs, targets: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """Everything a model can say, in one number."""
-    out = model(inputs)
+    out = model(inputs, key=key)
     logits = model.logits(out.hidden_BTD)
     total = cross_entropy(logits, targets) + sum(out.losses.values())
     for name in model.tasks:

@@ -5,17 +5,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from pretrain.models import tree
 from pretrain.models.config import Rope
-from pretrain.models.transformer import Inputs, Transformer
-from pretrain.sharding import mesh as meshes
-from pretrain.sharding import place
 from pretrain.sharding.mesh import MeshConfig
-from pretrain.sharding.rules import PRESETS
 from tests.multidevice import dims
-from tests.multidevice.test_families import FAMILIES, HEADS, batches, cross_entropy, decoder
+from tests.multidevice.test_families import FAMILIES, HEADS, decoder
 
 MODELS = {**FAMILIES, "llama": decoder(replace(HEADS, position=Rope()))}
 KINDS = ("int8", "int8_forward", "fp8", "fp8_forward")
@@ -25,21 +19,7 @@ def step(kind: str, family: str, mesh: MeshConfig, rules: str, devices: int):
     """(loss, gradient of each parameter by name) of a step in training."""
     config = MODELS[family]
     config = replace(config, decoder=replace(config.decoder, matmul=kind))
-    built = meshes.build(mesh, jax.devices()[:devices])
-    with place.use(built, PRESETS[rules](), mesh.schedule):
-        rows = jax.sharding.NamedSharding(built, place.spec("batch", None))
-        layouts = tree.shardings(tree.abstract(config), built)
-        model = jax.jit(lambda: Transformer(config, rngs=nnx.Rngs(0)), out_shardings=layouts)()
-        arrays = tuple(jax.device_put(a, rows) for a in batches(1)[0])
-
-        def run(model, arrays):
-            tokens, positions, segments, *_, targets = arrays
-            inputs = Inputs(tokens=tokens, positions=positions, segments=segments)
-            out = model(inputs, key=jax.random.key(3))
-            return cross_entropy(model.logits(out.hidden_BTD), targets)
-
-        value, grads = jax.jit(jax.value_and_grad(run), compiler_options=dims.QUICK)(model, arrays)
-        return float(value), {name: np.asarray(jax.device_get(g[...])) for name, g in tree.params(grads).items()}
+    return dims.step(config, mesh, rules, devices, key=jax.random.key(3))
 
 
 def check(kind: str, family: str, mesh: MeshConfig, rules: str, bound: float):

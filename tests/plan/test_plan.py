@@ -10,11 +10,12 @@ import pytest
 
 from pretrain import cli, presets
 from pretrain.config import BatchConfig
+from pretrain.configs.llama import llama
 from pretrain.errors import UserError
 from pretrain.models import accounting
 from pretrain.plan import analytic, compiler, program, report
 from pretrain.plan.chips import parse
-from pretrain.plan.plan import plan, with_remat
+from pretrain.plan.plan import plan, run_of, with_remat
 from pretrain.plan.search import search
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
@@ -298,6 +299,20 @@ def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_pat
     assert any(c["kind"] == "ragged-all-to-all" for c in found["collectives"])
     counts = [c["bytes"] for c in found["collectives"] if c["kind"] == "all-to-all" and c["axis"] == "expert"]
     assert sum(counts) < 1e5, "only how many rows there are"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'pretrain[tpu]'")
+@pytest.mark.parametrize("mesh", [MeshConfig(context=4), MeshConfig(context=2, stage=2)])
+def test_devices_that_share_a_row_compile_with_flash_attention(tmp_path, monkeypatch, mesh):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = llama(vocab_size=4096, d_model=512, layers=2, heads=8, kv_heads=4, d_ff=1024)
+    config = with_remat(replace(run_of(model, 16, 8192), mesh=mesh), "full")
+    plan(config, parse("v5e:2x4"))
+    facts = compiler.cached(config, parse("v5e:2x4"))
+    assert facts is not None
+    assert facts["program"]["kernels"] >= 8, "two layers: forward, again, and backward in two kernels"
+    assert facts["memory"]["temp"] < 2**30, "the scores of one layer are 4 GiB"
 
 
 def in_8_bits(kind: str, name="runs.pretrain_llama2_7b"):
