@@ -1,10 +1,24 @@
 """Every test process simulates eight devices, so that layouts are real everywhere and golden numbers mean one thing."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+MAPS = 10_000
+"""Linux gives a process 65530 maps of memory; a compiled program takes three or more."""
+
+
+@pytest.fixture(autouse=True)
+def programs_are_let_go():
+    """Compiled programs of earlier tests, when they have become many: a worker would end in the middle of a test."""
+    yield
+    with Path("/proc/self/maps").open("rb") as maps:
+        if sum(1 for _ in maps) > MAPS:
+            jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
