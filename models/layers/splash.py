@@ -10,6 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from pretrain.models.layers.kernels import Mask
+from pretrain.sharding import place
 
 BLOCKS = (1024, 512, 256, 128)
 """Queries and keys of a block: the largest that divides the length. 128 is the width of a vector register."""
@@ -39,8 +40,70 @@ def splash_attention(
     """
     if not fits(mask, q_BTKGH, k_BSKH, v_BSKV):
         raise ValueError(f"found {mask} over queries {q_BTKGH.shape}, the kernel knows no such mask: use the reference")
+    kernel = _kernel(mask, q_BTKGH, k_BSKH, softcap, interpret)
+    if mask.part is not None:
+        kernel = _of_part(kernel, mask.part, mask.parts)
+    heads = jax.vmap(kernel, in_axes=(0, 0, 0, None, None if sinks_KG is None else 0))
+    segments = _segments(mask)
+    rows = jax.vmap(heads, in_axes=(0, 0, 0, None if segments is None else 0, None))
+    return _there(mask, _by_token(rows(*_by_head(q_BTKGH, k_BSKH, v_BSKV, scale), segments, sinks_KG)))
+
+
+def mix(
+    q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKV: jax.Array, *, mask: Mask, scale: float, softcap: float | None
+) -> tuple[jax.Array, jax.Array]:
+    """(o_BTKGV in f32 over these keys alone, lse_BTKG, the logarithm of its softmax's denominator)."""
+    kernel = _kernel(mask, q_BTKGH, k_BSKH, softcap, place.platform() != "tpu")
+
+    def head(q_GTH, k_SH, v_SV, segments):
+        options = kernel.kwargs | {"save_residuals": True, "residual_checkpoint_name": None}
+        o_GTV, (lse_GT,) = splash._splash_attention_forward(
+            kernel.fwd_mask_info, q_GTH, k_SH, v_SV, segments, None, **options
+        )
+        return o_GTV.astype(jnp.float32), lse_GT
+
+    o_BKGTV, lse_BKGT = _rows(head, mask)(*_by_head(q_BTKGH, k_BSKH, v_BSKV, scale), _segments(mask))
+    return _there(mask, _by_token(o_BKGTV)), lse_BKGT.transpose(0, 3, 1, 2)
+
+
+def unmix(
+    q_BTKGH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKV: jax.Array,
+    o_BTKGV: jax.Array,
+    lse_BTKG: jax.Array,
+    do_BTKGV: jax.Array,
+    *,
+    mask: Mask,
+    scale: float,
+    softcap: float | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dq_BTKGH, dk_BSKH, dv_BSKV) in f32: what these keys, a part of those in `o` and `lse`, add to the gradients."""
+    kernel = _kernel(mask, q_BTKGH, k_BSKH, softcap, place.platform() != "tpu")
+
+    def head(q_GTH, k_SH, v_SV, segments, o_GTV, lse_GT, do_GTV):
+        infos = (kernel.dq_mask_info, kernel.dkv_mask_info)
+        residuals = (q_GTH, k_SH, v_SV, segments, None, o_GTV, lse_GT, *infos)
+        return splash._splash_attention_bwd(**kernel.kwargs, res=residuals, do=do_GTV)[3:6]
+
+    given = _by_head(q_BTKGH, k_BSKH, v_BSKV, scale)
+    o_BKGTV, do_BKGTV = (x.transpose(0, 2, 3, 1, 4) for x in (o_BTKGV, _there(mask, do_BTKGV)))
+    rows = _rows(head, mask, 3)
+    dq_BKGTH, *dkv = rows(*given, _segments(mask), o_BKGTV, lse_BTKG.transpose(0, 2, 3, 1), do_BKGTV)
+    dk_BSKH, dv_BSKV = (x.swapaxes(1, 2).astype(jnp.float32) for x in dkv)
+    return _by_token(dq_BKGTH).astype(jnp.float32) * scale, dk_BSKH, dv_BSKV
+
+
+def _rows(head, mask: Mask, more: int = 0):
+    """`head` for all heads of keys and values of all rows; segments belong to rows."""
+    heads = jax.vmap(head, in_axes=(0, 0, 0, None, *(0,) * more))
+    return jax.vmap(heads, in_axes=(0, 0, 0, None if mask.q_segments_BT is None else 0, *(0,) * more))
+
+
+def _kernel(mask: Mask, q_BTKGH, k_BSKH, softcap: float | None, interpret: bool) -> splash.SplashAttentionKernel:
+    """Of one head of keys and values and the queries that share it."""
     (_, T, _, G, _), S = q_BTKGH.shape, k_BSKH.shape[1]
-    kernel = splash.make_splash_mqa(
+    return splash.make_splash_mqa(
         masks.MultiHeadMask([_static(mask, T * mask.parts, S)] * G),
         block_sizes=_blocks(T, S),
         attn_logits_soft_cap=softcap,
@@ -49,20 +112,29 @@ def splash_attention(
         head_shards=1,
         q_seq_shards=mask.parts,
     )
-    if mask.part is not None:
-        kernel = _of_part(kernel, mask.part, mask.parts)
+
+
+def _by_head(q_BTKGH, k_BSKH, v_BSKV, scale: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     q_BKGTH = (q_BTKGH * scale).astype(q_BTKGH.dtype).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSV = k_BSKH.swapaxes(1, 2), v_BSKV.swapaxes(1, 2)
+    return q_BKGTH, k_BSKH.swapaxes(1, 2), v_BSKV.swapaxes(1, 2)
+
+
+def _by_token(x_BKGTV: jax.Array) -> jax.Array:
+    return x_BKGTV.transpose(0, 3, 1, 2, 4)
+
+
+def _segments(mask: Mask) -> splash.SegmentIds | None:
     q_segments_BT, kv_segments_BS = mask.q_segments_BT, mask.kv_segments_BS
-    segments = None
-    if q_segments_BT is not None and kv_segments_BS is not None:
-        segments = splash.SegmentIds(q=q_segments_BT, kv=kv_segments_BS)
-    heads = jax.vmap(kernel, in_axes=(0, 0, 0, None, None if sinks_KG is None else 0))
-    rows = jax.vmap(heads, in_axes=(0, 0, 0, None if segments is None else 0, None))
-    o_BTKGV = rows(q_BKGTH, k_BKSH, v_BKSV, segments, sinks_KG).transpose(0, 3, 1, 2, 4)
-    if q_segments_BT is None:
-        return o_BTKGV
-    return jnp.where(q_segments_BT[:, :, None, None, None] != 0, o_BTKGV, 0)  # padding sees padding in the kernel
+    if q_segments_BT is None or kv_segments_BS is None:
+        return None
+    return splash.SegmentIds(q=q_segments_BT, kv=kv_segments_BS)
+
+
+def _there(mask: Mask, x_BTKGV: jax.Array) -> jax.Array:
+    """0 for padding, which sees padding in the kernel."""
+    if mask.q_segments_BT is None:
+        return x_BTKGV
+    return jnp.where(mask.q_segments_BT[:, :, None, None, None] != 0, x_BTKGV, 0)
 
 
 def _of_part(kernel: splash.SplashAttentionKernel, part: jax.Array, parts: int) -> splash.SplashAttentionKernel:

@@ -162,9 +162,11 @@ class _Walk:
                 cycles = _number(r'"estimated_cycles":"(\d+)"', o.attributes)
                 self.program.cycles += times * cycles if cycles < NO_ESTIMATE else 0
             hides = hidden or o.code.endswith("-start") or self._spread(o)
-            for callee in called(o):
+            callees = list(called(o))
+            share = times / len(callees) if o.code == "conditional" else times  # branches: one of them each time
+            for callee in callees:
                 inside = fused or o.code.startswith("fusion")
-                self.visit(callee, times, scope=scope, fused=inside, hidden=hides)
+                self.visit(callee, share, scope=scope, fused=inside, hidden=hides)
 
     def _loop(self, o: Operation, times: float, hidden: bool) -> None:
         body, turns = loop(o, self.computations)

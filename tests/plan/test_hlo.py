@@ -54,6 +54,30 @@ ENTRY %main (a: f32[1024]) -> f32[4096] {
 KNOWN = ', backend_config={"known_trip_count":{"n":"5"}}'
 
 
+BRANCHES = """
+%before (p: bf16[128,256]) -> bf16[128,512] {
+  %p = bf16[128,256]{1,0} parameter(0)
+  %w = bf16[256,512]{1,0} constant({...})
+  ROOT %dot.1 = bf16[128,512]{1,0} dot(%p, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%behind (p: bf16[128,256]) -> bf16[128,512] {
+  %p = bf16[128,256]{1,0} parameter(0)
+  ROOT %nothing = bf16[128,512]{1,0} broadcast(%p), dimensions={0,1}
+}
+
+ENTRY %main (a: bf16[128,256], i: s32[]) -> bf16[128,512] {
+  %a = bf16[128,256]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %one = bf16[128,512]{1,0} conditional(%i, %a, %a), branch_computations={%before, %behind}
+}
+"""
+
+
+def test_branches_count_as_if_each_ran_as_often_as_the_others():
+    assert hlo.read(BRANCHES).flops == 2 * 128 * 256 * 512 / 2
+
+
 @pytest.mark.parametrize(("known", "turns"), [("", 7), (KNOWN, 5)])
 def test_a_body_counts_as_often_as_its_loop_turns(known, turns):
     program = hlo.read(PROGRAM.replace("{known}", known))

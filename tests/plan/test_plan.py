@@ -303,7 +303,11 @@ def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'pretrain[tpu]'")
-@pytest.mark.parametrize("mesh", [MeshConfig(context=4), MeshConfig(context=2, stage=2)])
+@pytest.mark.parametrize(
+    "mesh",
+    [MeshConfig(context=4), MeshConfig(context=2, stage=2), MeshConfig(context=4, attention="ring")],
+    ids=["gather", "gather in stages", "ring"],
+)
 def test_devices_that_share_a_row_compile_with_flash_attention(tmp_path, monkeypatch, mesh):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = llama(vocab_size=4096, d_model=512, layers=2, heads=8, kv_heads=4, d_ff=1024)
