@@ -149,13 +149,14 @@ def _against(balance_E: jax.Array, excess_E: jax.Array) -> jax.Array:
 _against.defvjp(lambda b, excess: (_against(b, excess), excess), lambda excess, g: (g * excess, None))
 
 
-def _mlp(c: MoeConfig, w: dict, product, biased) -> jax.Array:
-    """An expert's work: `product(kernel, x or None)` and `biased(y, name)` say how experts and tokens meet."""
-    up = checkpoint_name(biased(product(w["up"], None), "up_bias"), "mlp_up")
-    gate = None
-    if c.expert.gated:
-        gate = checkpoint_name(biased(product(w["gate"], None), "gate_bias"), "mlp_gate")
-    return product(w["down"], activate(c.expert, up, gate))
+def _into(c: MoeConfig, w: dict, product, biased) -> expert.Hidden:
+    """The first half of an expert's work: `product(kernel)` and `biased(y, name)` say how experts and tokens meet."""
+    names = ("up", "gate") if c.expert.gated else ("up",)
+    return {f"mlp_{name}": biased(product(w[name]), f"{name}_bias") for name in names}
+
+
+def _activate(c: MoeConfig, hidden: expert.Hidden) -> jax.Array:
+    return activate(c.expert, hidden["mlp_up"], hidden.get("mlp_gate"))
 
 
 def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Array:
@@ -169,21 +170,22 @@ def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Arr
     pair_n = jnp.argsort(ids_n, stable=True)
     seat_kN = jnp.argsort(pair_n).reshape(k, -1)
 
-    def work(x_mD, expert_m, sizes_E):
-        def product(kernel, h):
-            return grouped_matmul(x_mD if h is None else h, kernel, sizes_E)
-
+    def into(w, x_mD, expert_m, sizes_E):
         def biased(y, name):
             return y + w[name][expert_m] if name in w else y
 
-        y_mD = _mlp(c, w, product, biased)
+        return _into(c, w, lambda kernel: grouped_matmul(x_mD, kernel, sizes_E), biased)
+
+    def out_of(w, hidden, expert_m, sizes_E):
+        y_mD = grouped_matmul(_activate(c, hidden), w["down"], sizes_E)
         # once, not by every device that holds a slice of the experts
         return y_mD + w["down_bias"][expert_m] / place.devices("mlp") if "down_bias" in w else y_mD
 
     most = len(x_ND) * min(k, len(w["up"]))  # a token goes to k different experts
     x_nD = _sent(x_ND, pair_n, seat_kN)
     x_nD = x_nD * weights_kN1.reshape(-1, 1)[pair_n] if c.router.on_input else x_nD
-    y_kND = _returned(expert.visit(work, x_nD, ids_n[pair_n], c.experts, most), pair_n, seat_kN)
+    y_nD = expert.visit(expert.Work(into=into, out_of=out_of), w, x_nD, ids_n[pair_n], c.experts, most)
+    y_kND = _returned(y_nD, pair_n, seat_kN)
     y_kND = y_kND if c.router.on_input else y_kND * weights_kN1
     return jnp.sum(y_kND, axis=0).reshape(x_BTD.shape)
 
@@ -225,13 +227,11 @@ def _up_to_capacity(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> j
     x_BECD = jnp.einsum("BTEC,BTD->BECD", bring_BTEC if c.router.on_input else send_BTEC, x_BTD)
     x_BECD = expert.scatter(x_BECD)
 
-    def product(kernel, h):
-        return jnp.einsum("BECI,EIO->BECO", x_BECD if h is None else h, kernel)
-
     def biased(y, name):
         return y + w[name][:, None] if name in w else y
 
-    y_BECD = _mlp(c, w, product, biased)
+    hidden = expert.named(_into(c, w, lambda kernel: jnp.einsum("BECD,EDF->BECF", x_BECD, kernel), biased))
+    y_BECD = jnp.einsum("BECF,EFD->BECD", _activate(c, hidden), w["down"])
     if "down_bias" in w:
         y_BECD = y_BECD + w["down_bias"][:, None] / place.devices("mlp")
     y_BECD = expert.collect(y_BECD)

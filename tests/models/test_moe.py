@@ -12,7 +12,8 @@ from pretrain.configs.llama import llama
 from pretrain.models import tree
 from pretrain.models.config import InitConfig, MlpConfig, MoeConfig, RouterConfig
 from pretrain.models.init import Init
-from pretrain.models.layers.grouped import BLOCK, blocked
+from pretrain.models.layers import grouped
+from pretrain.models.layers.grouped import BLOCK
 from pretrain.models.layers.moe import Moe
 from pretrain.models.transformer import Inputs, Transformer
 from pretrain.optimizer.build import build
@@ -117,7 +118,10 @@ def test_a_full_expert_lets_later_tokens_pass_and_padding_takes_no_place():
     assert answered == [0, 2]  # 8 tokens x 1 choice / 2 experts x 0.5 are two places
 
 
-def test_the_blocked_product_is_the_ragged_one_with_its_gradients():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_the_product_in_blocks_is_the_ragged_one_with_its_gradients(platform, monkeypatch):
+    monkeypatch.setattr(grouped, "GPU_BLOCKS", (64, 8))
+    monkeypatch.setattr(grouped.place, "platform", lambda: platform)
     rng, n = np.random.default_rng(0), 3 * BLOCK + 5
     x, w = jnp.asarray(rng.normal(size=(n, 7)), jnp.float32), jnp.asarray(rng.normal(size=(5, 7, 4)), jnp.float32)
     for sizes in ([n, 0, 0, 0, 0], [0, 0, n - 1, 0, 1], [BLOCK, BLOCK - 1, 1, 0, n - 2 * BLOCK]):
@@ -127,7 +131,7 @@ def test_the_blocked_product_is_the_ragged_one_with_its_gradients():
         def total(product, x, w, sizes=sizes, weigh=weigh):
             return jnp.sum(product(x, w, sizes) * weigh)
 
-        ours = jax.value_and_grad(lambda *a: total(blocked, *a), (0, 1))(x, w)
+        ours = jax.value_and_grad(lambda *a: total(grouped.grouped_matmul, *a), (0, 1))(x, w)
         theirs = jax.value_and_grad(lambda *a: total(jax.lax.ragged_dot, *a), (0, 1))(x, w)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
 
