@@ -182,7 +182,8 @@ class _Parts:
 
 def _places(rows: int, like_n: jax.Array, beside: jax.Array) -> jax.Array:
     """Rows of the width and kind of these, that nobody reads before they are written."""
-    return place.like(jax.lax.empty((rows, *like_n.shape[1:]), like_n.dtype), beside)
+    shape = (rows, *like_n.shape[1:])
+    return place.like(jax.lax.empty(shape, like_n.dtype, out_sharding=jax.P(*(None,) * len(shape))), beside)
 
 
 def _exchange(x_Xe: jax.Array) -> jax.Array:

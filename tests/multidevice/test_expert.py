@@ -33,7 +33,7 @@ KINDS, WIDTH, N = 8, 3, 24
 @pytest.mark.parametrize("skew", ["alike", "one kind has all", "two kinds have all", "one device sends nothing there"])
 def test_rows_visit_what_works_on_them_however_many_there_are(skew, monkeypatch):
     """Places are not numbers before rows come: none that no row fills is read."""
-    monkeypatch.setattr(jax.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
+    monkeypatch.setattr(jax.lax, "empty", lambda shape, dtype, **_: jnp.full(shape, jnp.nan, dtype))
     rng = np.random.default_rng(0)
     kind = rng.integers(0, KINDS, (4, N))
     if skew == "one kind has all":
