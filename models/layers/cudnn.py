@@ -14,18 +14,16 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models.layers.kernels import Mask
-from pretrain.sharding import place
 
 WIDTH = 128
 """Dimensions of a head that cuDNN knows on every GPU; from Hopper on twice as many."""
 
 
 def fits(mask: Mask, q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKV: jax.Array) -> bool:
-    """Whether cuDNN knows these arrays. With a mask of its own it differentiates even lengths only, and JAX 0.12 cannot
-    map it over the stages of a pipeline."""
+    """Whether cuDNN knows these arrays. With a mask of its own it differentiates even lengths only."""
     T, S, H = q_BTKGH.shape[1], k_BSKH.shape[1], q_BTKGH.shape[-1]
     half = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in (q_BTKGH, k_BSKH, v_BSKV))
-    masked = T % 2 == S % 2 == 0 and place.stages() == 1
+    masked = T % 2 == S % 2 == 0
     return half and (masked or _told(mask)) and k_BSKH.shape == v_BSKV.shape and H % 8 == 0 and _width() >= H
 
 
@@ -40,7 +38,7 @@ def cudnn_attention(
         shapes = f"queries {q_BTKGH.shape} and values {v_BSKV.shape} of {q_BTKGH.dtype}"
         raise ValueError(
             f"found {shapes}; cuDNN takes bfloat16 or float16, a multiple of 8 up to {_width()} dimensions a head, "
-            "values as wide as keys, and, where it is given a mask, even lengths and no pipeline: use the reference"
+            "values as wide as keys, and, where it is given a mask, even lengths: use the reference"
         )
     B, T, K, G, H = q_BTKGH.shape
     options: dict[str, Any] = {"scale": scale, "is_causal": _causal(mask)}

@@ -166,11 +166,10 @@ def _experts(block: BlockConfig, config: RunConfig) -> int:
 def _scores(config: RunConfig, on: Slice, rows: int) -> int:
     """Of the layers that keep their attention scores at the same time, and of the mask that cuDNN reads."""
     T, parts = config.data.sequence_length, shards(config, on.devices, "batch", "length", "kv_heads")
-    shared, gpu, staged = shards(config, on.devices, "length"), on.chip.gpu is not None, config.mesh.stage > 1
+    shared, gpu = shards(config, on.devices, "length"), on.chip.gpu is not None
     apart = shared > 1 and config.mesh.attention == "ring"
-    known, able = (
-        (_cudnn_fits, not apart and not staged) if gpu else (_splash_fits, not apart and T // shared % 128 == 0)
-    )
+    tiled = T // shared // (1 + apart) % 128 == 0
+    known, able = (_cudnn_fits, not apart) if gpu else (_splash_apart_fits if apart else _splash_fits, tiled)
     flash = known if able else None
     mixers = [
         [a for b in (s.pattern if s.remat else s.blocks) for a in (b.mixer, b.cross) if a] for s in _stacks(config)
@@ -178,6 +177,10 @@ def _scores(config: RunConfig, on: Slice, rows: int) -> int:
     most = max(sum(a.heads for a in mixed if flash is None or not flash(a)) for mixed in mixers)
     masked = gpu and any(flash(a) for mixed in mixers for a in mixed if flash)
     mask = BIAS * masked * rows * T * T // shards(config, on.devices, "batch", "length")
+    if apart:  # a block of queries against the keys of one device
+        from pretrain.models.layers.ring import QUERIES
+
+        parts *= max(T // shared // QUERIES, 1) * shared
     return SCORES * most * rows * T * T // parts + mask
 
 
@@ -186,6 +189,11 @@ def _splash_fits(a: AttentionConfig | MlaConfig) -> bool:
     if isinstance(a, MlaConfig):
         return (a.nope_dim + a.rope_dim) % 64 == 0 and a.value_dim % 64 == 0
     return a.head_dim % 64 == 0 and not isinstance(a.position, Alibi | RelativeBias)
+
+
+def _splash_apart_fits(a: AttentionConfig | MlaConfig) -> bool:
+    """And in each turn of a ring (`models.layers.ring`)."""
+    return _splash_fits(a) and (isinstance(a, MlaConfig) or a.window is None)
 
 
 def _cudnn_fits(a: AttentionConfig | MlaConfig) -> bool:

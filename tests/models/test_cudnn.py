@@ -10,7 +10,6 @@ import pytest
 
 from pretrain.models.layers import cudnn, kernels
 from pretrain.models.layers.kernels import Mask, attention
-from pretrain.sharding import place
 from tests.models.test_kernels import masks
 
 B, T, K, G, H = 2, 48, 2, 3, 16
@@ -60,7 +59,7 @@ def test_it_holds_for_keys_of_another_length_and_queries_that_have_none():
     beside_the_reference(Mask(q_segments_BT=PACKED, kv_segments_BS=segments, causal=False), *arrays(keys=T // 2))
 
 
-def test_gpus_take_it_where_it_fits(monkeypatch):
+def test_gpus_take_it_where_it_fits():
     def chosen(mask=MASKS["causal"], dtype=jnp.bfloat16, width=128, values=128, length=T, plain=True, bare=True):
         q = jax.ShapeDtypeStruct((B, length, K, G, width), dtype)
         k, v = (jax.ShapeDtypeStruct((B, length, K, n), dtype) for n in (width, values))
@@ -73,8 +72,6 @@ def test_gpus_take_it_where_it_fits(monkeypatch):
     for asked in ({"dtype": jnp.float32}, {"width": 100, "values": 100}, {"values": 64}, {"bare": False}, odd):
         assert chosen(**asked) == "reference", asked
     assert chosen(width=256, values=256) == "reference"  # this process has no GPU that knows as many
-    monkeypatch.setattr(place, "stages", lambda: 2)
-    assert [chosen(MASKS[name]) for name in ("causal", "packed")] == ["cudnn", "reference"]
 
 
 def test_what_it_cannot_do_is_refused():

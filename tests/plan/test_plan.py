@@ -360,9 +360,10 @@ def test_what_stays_in_float_is_not_counted_as_faster():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs pip install 'pretrain[cuda]'")
-def test_a_tiny_run_compiles_for_gpus_with_the_attention_of_cudnn(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mesh", [MeshConfig(tensor=2), MeshConfig(tensor=2, stage=2)])
+def test_a_tiny_run_compiles_for_gpus_with_the_attention_of_cudnn(tmp_path, monkeypatch, mesh):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = replace(run(), mesh=MeshConfig(tensor=2), rules="fsdp_tp")
+    config = replace(run(), mesh=mesh, rules="fsdp_tp")
     found, quick = plan(config, parse("h100:16")), plan(config, parse("h100:16"), quick=True)
     assert found["fits"]
     for cause in ("parameters_bytes", "optimizer_bytes", "batch_bytes"):
