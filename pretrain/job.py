@@ -96,6 +96,7 @@ def _check(config: RunConfig) -> None:
     config.check()
     if config.model.matmuls != {"float"}:
         quantised.require()
+    meshes.require(config.mesh)
 
 
 def train(

@@ -18,6 +18,8 @@ from pretrain.sharding import place
 Weights = dict[str, jax.Array]
 Hidden = dict[str, jax.Array]
 """By the names of the tensors that remat may keep."""
+SPILL = "spill"
+"""Names a loop that turns only where one device has more to do than others: a plan does not count it."""
 SLACK = 9 / 8
 """Rows that are worked on at a time, over those that come to a device if all have as much to do."""
 
@@ -80,19 +82,25 @@ def _backward(work: Work, most: int, residuals, dy_nD: jax.Array):
     parts = _Parts.of(len(dy_nD), most)
     dy_mD = way.there(dy_nD, parts.places)
 
-    def step(c, sums):
-        dw, dx_mD = sums
+    def part(c):
         kind_c, sizes_e, there_c = parts.part(c, way.total_e)
         x_cD, dy_cD = (jnp.where(there_c, parts.cut(x, c), 0) for x in (x_mD, dy_mD))
         hidden_c = jax.tree.map(lambda h: parts.cut(h, c), hidden_m)
         _, pull = jax.vjp(lambda w, h: work.out_of(w, h, kind_c, sizes_e), weights, hidden_c)
         late, dhidden_c = pull(dy_cD)
+        dhidden_c = jax.tree.map(lambda d: jnp.where(there_c, d, 0), dhidden_c)
         _, pull = jax.vjp(lambda w, x: work.into(w, x, kind_c, sizes_e), weights, x_cD)
         early, dx_cD = pull(dhidden_c)
-        return jax.tree.map(lambda *d: sum(d), dw, late, early), parts.put(dx_mD, dx_cD, c)
+        return jax.tree.map(jnp.add, late, early), dx_cD
 
-    zeros = jax.tree.map(lambda w: place.like(jnp.zeros_like(w), dy_nD), weights)
-    dw, dx_mD = jax.lax.fori_loop(0, parts.filled(way.total_e), step, (zeros, _places(parts.places, dy_nD, dy_nD)))
+    def step(c, sums):
+        dw, dx_cD = part(c)
+        return jax.tree.map(jnp.add, sums[0], dw), parts.put(sums[1], dx_cD, c)
+
+    dw, dx_cD = part(0)
+    dx_mD = parts.put(_places(parts.places, dy_nD, dy_nD), dx_cD, 0)
+    with jax.named_scope(SPILL):
+        dw, dx_mD = jax.lax.fori_loop(1, parts.filled(way.total_e), step, (dw, dx_mD))
     return dw, way.back(dx_mD, len(dy_nD)), None
 
 
@@ -154,7 +162,8 @@ class _Parts:
     @classmethod
     def of(cls, rows: int, most: int) -> "_Parts":
         places = place.devices("expert") * most
-        size = min(-(-math.ceil(rows * SLACK) // 8) * 8, places)
+        unit = 512 if rows >= 4096 else 8  # a tile of a TPU's kernel
+        size = min(-(-math.ceil(rows * SLACK) // unit) * unit, places)
         return cls(size=size, count=-(-places // size))
 
     @property
@@ -162,7 +171,8 @@ class _Parts:
         return self.size * self.count
 
     def filled(self, total_e: jax.Array) -> jax.Array:
-        return -(-jnp.sum(total_e) // self.size)
+        """Parts, and one where no row came, so that its places are numbers."""
+        return jnp.maximum(-(-jnp.sum(total_e) // self.size), 1)
 
     def part(self, c: jax.Array, total_e: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(kind_c, sizes_e, there_c1) of part `c`."""

@@ -1,5 +1,6 @@
 """From a `MeshConfig` to a `jax.sharding.Mesh` whose axes are all Explicit."""
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class Schedule:
     ring: bool = False
     micro: int = 1
     rounds: int = 1
+    kernels: str = "jax"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class MeshConfig:
     attention: Literal["gather", "ring"] = "gather"
     """What devices of one `context` do for keys and values: collect all of them, or pass them round (Liu et al. 2023)
     where no bias depends on the distance."""
+    kernels: Literal["jax", "tokamax"] = "jax"
+    """Whose kernels mix whole rows and multiply by experts on a TPU."""
     micro: int = 1
     """Micro-batches in a pipeline, for each stage: 1 is as many as stages."""
     rounds: int = 1
@@ -46,7 +50,7 @@ class MeshConfig:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(ring=self.attention == "ring", micro=self.micro, rounds=self.rounds)
+        return Schedule(ring=self.attention == "ring", micro=self.micro, rounds=self.rounds, kernels=self.kernels)
 
     def checks(self) -> tuple[tuple[bool, str], ...]:
         sizes = {name: getattr(self, name) for name in MESH_AXES}
@@ -88,6 +92,15 @@ class MeshConfig:
             raise UserError(_misfit(sizes, fixed, inside, self.dcn_data))
         sizes = {name: remaining if size == -1 else size for name, size in sizes.items()}
         return {**sizes, "data": sizes["data"] * self.dcn_data}
+
+
+def require(config: MeshConfig) -> None:
+    """Raises UserError where the package is missing whose kernels are asked for."""
+    if config.kernels == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        raise UserError(
+            "mesh.kernels=tokamax: found no tokamax, expected it beside Python 3.12 or newer; pip install "
+            "'pretrain[tokamax]', or set mesh.kernels=jax"
+        )
 
 
 def build(config: MeshConfig, devices: "list[jax.Device] | None" = None) -> "jax.sharding.Mesh":

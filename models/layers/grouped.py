@@ -1,7 +1,8 @@
 """One matrix product for each group of rows: what the experts of a mixture compute.
 
-`jax.lax.ragged_dot` on TPU, which has a kernel for it. XLA's compilers for CPU and GPU multiply every row by every
-matrix and mask, so there rows are laid out in blocks of one group each, and each block is an ordinary product.
+On TPU the kernel of MegaBlocks (Gale et al. 2022, arXiv:2211.15841) that JAX brings, or tokamax's. XLA's compilers for
+CPU and GPU multiply every row by every matrix and mask, so there rows are laid out in blocks of one group each, and
+each block is an ordinary product.
 
 n = rows sorted by group, E = groups, b = rows of a block, j = blocks.
 """
@@ -18,20 +19,73 @@ BLOCK = 64
 256 x 512 and 8192 rows, on a Zen 3 core: 0.05 CPU-seconds forward, 0.27 with ragged_dot, 0.03 in one dense product."""
 GPU_BLOCKS = (1024, 512, 256, 128)
 """The largest of which a group has four: a product fills the processor, and few rows are empty."""
+TILES = ((512, 256, 128), (1024, 512, 256, 128), (1024, 512, 256, 128))
+"""Rows, inputs and outputs of a tile on TPU: the largest that divide them, at most MaxText's defaults; in f32 512, so
+that they fit in 16 MiB of fast memory."""
 
 
 def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """y_nO: the first sizes[0] rows times w[0], the next sizes[1] times w[1], and so on.
 
-    Rows after these have to be zeros, and so has what comes back for them in the backward pass.
+    Rows after these have to be zeros, and so has what comes back for them in the backward pass; nobody may read what
+    becomes of them.
     """
-    if place.platform() != "tpu":
-        block = BLOCK
-        if place.platform() == "gpu":
-            block = next((b for b in GPU_BLOCKS if 4 * b * len(w_EIO) <= len(x_nI)), GPU_BLOCKS[-1])
-        return blocked(place.like(x_nI, w_EIO), place.like(w_EIO, x_nI), sizes_E, block)
-    # JAX asks for it within a stage of a pipeline, and takes it nowhere without a mesh.
-    return jax.lax.ragged_dot(x_nI, w_EIO, sizes_E, out_sharding=None if place.whole() else jax.P(None, None))
+    platform = place.platform()
+    if platform == "tpu" and all(n % 128 == 0 for n in (*x_nI.shape, w_EIO.shape[2])):
+        return tiled(x_nI, w_EIO, sizes_E, place.schedule().kernels, False)
+    if platform == "tpu":  # JAX asks for a layout within a stage of a pipeline, and takes it nowhere without a mesh
+        return jax.lax.ragged_dot(x_nI, w_EIO, sizes_E, out_sharding=None if place.whole() else jax.P(None, None))
+    block = BLOCK
+    if platform == "gpu":
+        block = next((b for b in GPU_BLOCKS if 4 * b * len(w_EIO) <= len(x_nI)), GPU_BLOCKS[-1])
+    return blocked(place.like(x_nI, w_EIO), place.like(w_EIO, x_nI), sizes_E, block)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def tiled(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, kernels: str, interpret: bool) -> jax.Array:
+    """The same by the kernel of a TPU. XLA's `ragged_dot` copies all matrices in another order for the backward pass.
+
+    `interpret`: run by JAX on any platform, for tests.
+    """
+    return _products(kernels, interpret)[0](x_nI, w_EIO, sizes_E)
+
+
+def _tiled_backward(kernels: str, interpret: bool, residuals, dy_nO):
+    x_nI, w_EIO, sizes_E = residuals
+    by_rows, by_groups = _products(kernels, interpret)
+    return by_rows(dy_nO, w_EIO, sizes_E, transpose_rhs=True), by_groups(x_nI, dy_nO, sizes_E), None
+
+
+tiled.defvjp(
+    lambda x, w, sizes, kernels, interpret: (tiled(x, w, sizes, kernels, interpret), (x, w, sizes)), _tiled_backward
+)
+
+
+def _products(kernels: str, interpret: bool):
+    """(x_nI, w_EIO, sizes_E -> y_nO, with `transpose_rhs` of w_EOI; x_nI, y_nO, sizes_E -> w_EIO)."""
+    if kernels == "tokamax":
+        from tokamax._src.ops.ragged_dot import pallas_mosaic_tpu_kernel as kernel
+
+        gmm = partial(kernel.gmm, precision=jax.lax.Precision.DEFAULT)
+        tgmm, dtype = partial(kernel.tgmm, precision=jax.lax.Precision.DEFAULT), "out_dtype"
+    else:
+        from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
+
+        dtype = "preferred_element_type"
+
+    def options(like: jax.Array, *lengths: int):
+        most = 1024 if like.dtype.itemsize < 4 else 512
+        tiles = tuple(next(t for t in of if t <= most and n % t == 0) for of, n in zip(TILES, lengths))
+        return {"tiling": tiles, dtype: like.dtype, "interpret": interpret}
+
+    def by_rows(x_nI, w_EIO, sizes_E, transpose_rhs=False):
+        outputs = w_EIO.shape[1 if transpose_rhs else 2]
+        return gmm(x_nI, w_EIO, sizes_E, **options(x_nI, *x_nI.shape, outputs), transpose_rhs=transpose_rhs)
+
+    def by_groups(x_nI, dy_nO, sizes_E):
+        return tgmm(x_nI.T, dy_nO, sizes_E, **options(x_nI, *x_nI.shape, dy_nO.shape[1]))
+
+    return by_rows, by_groups
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -40,11 +40,14 @@ def splash_attention(
     """
     if not fits(mask, q_BTKGH, k_BSKH, v_BSKV):
         raise ValueError(f"found {mask} over queries {q_BTKGH.shape}, the kernel knows no such mask: use the reference")
-    kernel = _kernel(mask, q_BTKGH, k_BSKH, softcap, interpret)
+    if place.schedule().kernels == "tokamax" and mask.part is None:
+        kernel, kind = _tokamax(mask, q_BTKGH, k_BSKH, softcap, interpret)
+    else:
+        kernel, kind = _kernel(mask, q_BTKGH, k_BSKH, softcap, interpret), splash.SegmentIds
     if mask.part is not None:
         kernel = _of_part(kernel, mask.part, mask.parts)
     heads = jax.vmap(kernel, in_axes=(0, 0, 0, None, None if sinks_KG is None else 0))
-    segments = _segments(mask)
+    segments = _segments(mask, kind)
     rows = jax.vmap(heads, in_axes=(0, 0, 0, None if segments is None else 0, None))
     return _there(mask, _by_token(rows(*_by_head(q_BTKGH, k_BSKH, v_BSKV, scale), segments, sinks_KG)))
 
@@ -114,6 +117,28 @@ def _kernel(mask: Mask, q_BTKGH, k_BSKH, softcap: float | None, interpret: bool)
     )
 
 
+def _tokamax(mask: Mask, q_BTKGH, k_BSKH, softcap: float | None, interpret: bool):
+    """(the same from tokamax, which makes all gradients in one kernel, its segments)."""
+    from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    T, S = q_BTKGH.shape[1], k_BSKH.shape[1]
+    q, kv = (next(b for b in BLOCKS if n % b == 0) for n in (T, S))
+    config = splash_attention_kernel.SplashConfig(
+        block_q=q,
+        block_kv=kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        dq_reduction_steps=3 if S // kv > 3 else None,
+        attn_logits_soft_cap=softcap,
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )
+    kernel = splash_attention_kernel.make_splash_mqa(
+        _static(mask, T, S, splash_attention_mask), config=config, q_seq_shards=1
+    )
+    return kernel, splash_attention_kernel.SegmentIds
+
+
 def _by_head(q_BTKGH, k_BSKH, v_BSKV, scale: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     q_BKGTH = (q_BTKGH * scale).astype(q_BTKGH.dtype).transpose(0, 2, 3, 1, 4)
     return q_BKGTH, k_BSKH.swapaxes(1, 2), v_BSKV.swapaxes(1, 2)
@@ -123,11 +148,11 @@ def _by_token(x_BKGTV: jax.Array) -> jax.Array:
     return x_BKGTV.transpose(0, 3, 1, 2, 4)
 
 
-def _segments(mask: Mask) -> splash.SegmentIds | None:
+def _segments(mask: Mask, kind=splash.SegmentIds):
     q_segments_BT, kv_segments_BS = mask.q_segments_BT, mask.kv_segments_BS
     if q_segments_BT is None or kv_segments_BS is None:
         return None
-    return splash.SegmentIds(q=q_segments_BT, kv=kv_segments_BS)
+    return kind(q=q_segments_BT, kv=kv_segments_BS)
 
 
 def _there(mask: Mask, x_BTKGV: jax.Array) -> jax.Array:
@@ -156,7 +181,7 @@ def _of_part(kernel: splash.SplashAttentionKernel, part: jax.Array, parts: int) 
     return splash.SplashAttentionKernel(*(of(info) for info in infos), **kernel.kwargs)
 
 
-def _static(mask: Mask, T: int, S: int) -> masks.Mask:
+def _static(mask: Mask, T: int, S: int, masks=masks):
     if mask.window is not None:
         ahead = 0 if mask.causal else mask.window - 1
         return masks.LocalMask((T, S), (mask.window - 1, ahead), offset=0)

@@ -15,6 +15,7 @@ from pretrain.config import RunConfig
 from pretrain.errors import UserError
 from pretrain.plan.chips import Slice
 from pretrain.serial import encode
+from pretrain.sharding import mesh as meshes
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 """JAX runs nothing on a chip; libtpu neither asks for a machine's metadata nor insists on being alone."""
@@ -24,7 +25,7 @@ PARTS = {
     "cuda": ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cudnn-cu13"),
 }
 """What compiles for a platform beside jax."""
-VERSIONS = ("jax", "jaxlib", "flax", "optax", *(name for parts in PARTS.values() for name in parts))
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "tokamax", *(name for parts in PARTS.values() for name in parts))
 
 
 def compiled(
@@ -35,6 +36,7 @@ def compiled(
     Raises UserError without the chip's compiler or for a slice that it does not know.
     """
     require(on)
+    meshes.require(config.mesh)
     request = {"config": encode(config), "topology": on.topology, "options": {**on.chip.compiler, **(options or {})}}
     path = cache_folder() / f"{fingerprint(request)}.json"
     if save is None and (kept := _kept(path)):

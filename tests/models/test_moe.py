@@ -1,5 +1,6 @@
 """Mixtures of experts against loops over tokens, and the balancing of their load."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import jax
@@ -133,6 +134,36 @@ def test_the_product_in_blocks_is_the_ragged_one_with_its_gradients(platform, mo
 
         ours = jax.value_and_grad(lambda *a: total(grouped.grouped_matmul, *a), (0, 1))(x, w)
         theirs = jax.value_and_grad(lambda *a: total(jax.lax.ragged_dot, *a), (0, 1))(x, w)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
+
+
+def as_if_on_tpu():
+    """tokamax asks for which chip its kernels are."""
+    chip = jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu")
+    kinds = (jax.sharding.AxisType.Auto,)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), kinds, abstract_device=chip))
+
+
+@pytest.mark.parametrize("kernels", ["jax", "tokamax"])
+def test_the_kernel_of_tpus_multiplies_each_row_by_the_matrix_of_its_group(kernels):
+    """Interpreted. It says nothing of rows after the last group."""
+    if kernels == "tokamax":
+        pytest.importorskip("tokamax")
+    rng, n = np.random.default_rng(0), 384
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((n, 128), (3, 128, 256)))
+    for sizes in ([n, 0, 0], [100, 0, n - 100], [7, 128, 100]):
+        there_n1 = (np.arange(n) < sum(sizes))[:, None]
+        weigh = np.where(there_n1, rng.normal(size=(n, 256)), 0).astype(np.float32)
+
+        def total(product, x, w, weigh=weigh, there_n1=there_n1, sizes=sizes):
+            y = jnp.where(there_n1, product(jnp.where(there_n1, x, 0), w, jnp.asarray(sizes, jnp.int32)), 0)
+            return jnp.sum(y * weigh), y
+
+        with as_if_on_tpu() if kernels == "tokamax" else nullcontext():
+            ours = jax.grad(lambda *a: total(lambda *b: grouped.tiled(*b, kernels, True), *a), (0, 1), has_aux=True)(
+                x, w
+            )
+        theirs = jax.grad(lambda *a: total(jax.lax.ragged_dot, *a), (0, 1), has_aux=True)(x, w)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
 
 

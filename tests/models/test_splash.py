@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from pretrain.models.layers.kernels import Mask, attention
+from pretrain.sharding import place
+from pretrain.sharding.mesh import Schedule
 
 B, T, K, G, H = 2, 256, 1, 2, 64
 SEGMENTS = jnp.asarray(np.stack([np.repeat([1, 2, 0], [100, 120, 36]), np.repeat([1, 2], [17, 239])]), jnp.int32)
@@ -25,8 +27,12 @@ def arrays(groups: int = G):
     return q, *(jax.random.normal(k, (B, T, K, H)) for k in keys[1:3]), o
 
 
+@pytest.mark.parametrize("kernels", ["jax", "tokamax"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (i > 1)) for i, n in enumerate(CASES)])
-def test_the_kernel_mixes_as_the_definition_does_forward_and_backward(name):
+def test_the_kernel_mixes_as_the_definition_does_forward_and_backward(name, kernels, monkeypatch):
+    if kernels == "tokamax":
+        pytest.importorskip("tokamax")
+    monkeypatch.setattr(place, "schedule", lambda: Schedule(kernels=kernels))
     mask, options = CASES[name]
     q, k, v, weights = arrays()
 
@@ -64,7 +70,11 @@ def test_devices_that_share_a_row_mix_their_parts_of_it(window):
             np.testing.assert_allclose(got, want, atol=2e-5, rtol=1e-5)
 
 
-def test_the_kernel_has_sinks():
+@pytest.mark.parametrize("kernels", ["jax", "tokamax"])
+def test_the_kernel_has_sinks(kernels, monkeypatch):
+    if kernels == "tokamax":
+        pytest.importorskip("tokamax")
+    monkeypatch.setattr(place, "schedule", lambda: Schedule(kernels=kernels))
     q, k, v, _ = arrays()
     sinks = jnp.asarray([[0.5, -1.0]])
     got, wanted = (

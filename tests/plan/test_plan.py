@@ -290,12 +290,25 @@ def test_a_tiny_run_compiles_for_a_slice_and_arithmetic_agrees_about_its_arrays(
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'pretrain[tpu]'")
-@pytest.mark.parametrize("mesh", [MeshConfig(stage=2, expert=2), MeshConfig(context=2, expert=2), MeshConfig(expert=8)])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        MeshConfig(stage=2, expert=2),
+        MeshConfig(context=2, expert=2),
+        MeshConfig(expert=8),
+        MeshConfig(expert=8, kernels="tokamax"),
+    ],
+)
 def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_path, monkeypatch, mesh):
+    if mesh.kernels == "tokamax":
+        pytest.importorskip("tokamax")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = replace(run("runs.smoke_mixtral"), mesh=mesh)
     found = plan(config, parse("v5e:2x4"))
     assert found["fits"]
+    facts = compiler.cached(config, parse("v5e:2x4"))
+    assert facts is not None
+    assert facts["program"]["kernels"] >= 9 * len(config.model.stack.blocks), "three products of experts, each thrice"
     assert any(c["kind"] == "ragged-all-to-all" for c in found["collectives"])
     counts = [c["bytes"] for c in found["collectives"] if c["kind"] == "all-to-all" and c["axis"] == "expert"]
     assert sum(counts) < 1e5, "only how many rows there are"

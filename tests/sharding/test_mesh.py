@@ -82,3 +82,10 @@ def test_a_mesh_that_a_model_cannot_be_laid_out_on_says_what_it_could(name, size
     config = replace(presets.load_run(f"runs.{name}"), mesh=MeshConfig(fsdp=1, **sizes))
     devices = math.prod(n for axis, n in sizes.items() if axis not in ("micro", "rounds"))
     assert message in mesh_problems(config, devices)
+
+
+def test_kernels_of_a_package_that_is_missing_are_asked_for_in_vain(monkeypatch):
+    meshes.require(MeshConfig())
+    monkeypatch.setattr(meshes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"mesh\.kernels=tokamax: found no tokamax, .*; pip install 'pretrain\[tokamax"):
+        meshes.require(MeshConfig(kernels="tokamax"))
