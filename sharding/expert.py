@@ -27,7 +27,8 @@ SLACK = 9 / 8
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What is done with rows sorted by kind: `y_cD = out_of(weights, into(weights, x_cD, kind_c, sizes_e), kind_c,
-    sizes_e)`. Rows after those that `sizes` counts are zeros, and nobody reads what becomes of them."""
+    sizes_e)`. Rows after those that `sizes` counts are zeros, and nobody reads what becomes of them. It speaks to no other
+    device: they do it at other times, and more or less often."""
 
     into: Callable[[Weights, jax.Array, jax.Array, jax.Array], Hidden]
     out_of: Callable[[Weights, Hidden, jax.Array, jax.Array], jax.Array]
@@ -43,8 +44,7 @@ def visit(work: Work, weights: Weights, x_nD: jax.Array, kind_n: jax.Array, kind
     sizes_E = jnp.sum(kind_n[:, None] == jnp.arange(kinds), axis=0, dtype=jnp.int32)
     if place.devices("expert") == 1:
         return work.out_of(weights, named(work.into(weights, x_nD, kind_n, sizes_E)), kind_n, sizes_E)
-    arrays = jax.tree.leaves(weights)
-    x_nD = place.like(x_nD, *arrays)
+    x_nD = place.like(x_nD, *jax.tree.leaves(weights))
     return _visit(work, most, jax.tree.map(lambda w: place.like(w, x_nD), weights), x_nD, sizes_E)
 
 
