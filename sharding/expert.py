@@ -27,8 +27,8 @@ SLACK = 9 / 8
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What is done with rows sorted by kind: `y_cD = out_of(weights, into(weights, x_cD, kind_c, sizes_e), kind_c,
-    sizes_e)`. Rows after those that `sizes` counts are zeros, and nobody reads what becomes of them. It speaks to no other
-    device: they do it at other times, and more or less often."""
+    sizes_e)`. Rows after those that `sizes` counts are zeros, and nobody reads what becomes of them. It speaks to no
+    other device: they do it at other times, and more or less often."""
 
     into: Callable[[Weights, jax.Array, jax.Array, jax.Array], Hidden]
     out_of: Callable[[Weights, Hidden, jax.Array, jax.Array], jax.Array]
