@@ -18,8 +18,6 @@ from pretrain.sharding import place
 Weights = dict[str, jax.Array]
 Hidden = dict[str, jax.Array]
 """By the names of the tensors that remat may keep."""
-SPILL = "spill"
-"""Names a loop that turns only where one device has more to do than others: a plan does not count it."""
 SLACK = 9 / 8
 """Rows that are worked on at a time, over those that come to a device if all have as much to do."""
 
@@ -62,18 +60,13 @@ def _forward(work: Work, most: int, weights: Weights, x_nD: jax.Array, sizes_E: 
     x_mD = way.there(x_nD, parts.places)
 
     def step(c, kept):
-        hidden_m, y_mD = kept
-        kind_c, sizes_e, there_c = parts.part(c, way.total_e)
-        x_cD = jnp.where(there_c, parts.cut(x_mD, c), 0)
-        hidden_c = work.into(weights, x_cD, kind_c, sizes_e)
-        y_cD = work.out_of(weights, hidden_c, kind_c, sizes_e)
-        return parts.put((hidden_m, y_mD), (hidden_c, y_cD), c)
+        kind_c, sizes_e, _ = parts.part(c, way.total_e)
+        hidden_c = work.into(weights, parts.cut(x_mD, c), kind_c, sizes_e)
+        return parts.put(kept, (hidden_c, work.out_of(weights, hidden_c, kind_c, sizes_e)), c)
 
     one = jax.eval_shape(lambda x: work.into(weights, parts.cut(x, 0), *parts.part(0, way.total_e)[:2]), x_mD)
-    hidden_m = jax.tree.map(lambda h: _places(parts.places, h, x_nD), one)
-    hidden_m, y_mD = jax.lax.fori_loop(
-        0, parts.filled(way.total_e), step, (hidden_m, _places(parts.places, x_nD, x_nD))
-    )
+    empty = jax.tree.map(lambda h: _places(parts.places, h, x_nD), (one, x_nD))
+    hidden_m, y_mD = jax.lax.fori_loop(0, parts.filled(way.total_e), step, empty)
     return way.back(y_mD, len(x_nD)), (weights, x_mD, named(hidden_m), way)
 
 
@@ -82,26 +75,26 @@ def _backward(work: Work, most: int, residuals, dy_nD: jax.Array):
     parts = _Parts.of(len(dy_nD), most)
     dy_mD = way.there(dy_nD, parts.places)
 
-    def part(c):
-        kind_c, sizes_e, there_c = parts.part(c, way.total_e)
-        x_cD, dy_cD = (jnp.where(there_c, parts.cut(x, c), 0) for x in (x_mD, dy_mD))
+    def step(c, kept):
+        kind_c, sizes_e, there_c1 = parts.part(c, way.total_e)
         hidden_c = jax.tree.map(lambda h: parts.cut(h, c), hidden_m)
-        _, pull = jax.vjp(lambda w, h: work.out_of(w, h, kind_c, sizes_e), weights, hidden_c)
-        late, dhidden_c = pull(dy_cD)
-        dhidden_c = jax.tree.map(lambda d: jnp.where(there_c, d, 0), dhidden_c)
-        _, pull = jax.vjp(lambda w, x: work.into(w, x, kind_c, sizes_e), weights, x_cD)
-        early, dx_cD = pull(dhidden_c)
-        return jax.tree.map(jnp.add, late, early), dx_cD
+        _, pull = jax.vjp(lambda h: work.out_of(weights, h, kind_c, sizes_e), hidden_c)
+        (dhidden_c,) = pull(parts.cut(dy_mD, c))
+        dhidden_c = jax.tree.map(lambda d: jnp.where(there_c1, d, 0), dhidden_c)
+        _, pull = jax.vjp(lambda x: work.into(weights, x, kind_c, sizes_e), parts.cut(x_mD, c))
+        return parts.put(kept, (dhidden_c, *pull(dhidden_c)), c)
 
-    def step(c, sums):
-        dw, dx_cD = part(c)
-        return jax.tree.map(jnp.add, sums[0], dw), parts.put(sums[1], dx_cD, c)
-
-    dw, dx_cD = part(0)
-    dx_mD = parts.put(_places(parts.places, dy_nD, dy_nD), dx_cD, 0)
-    with jax.named_scope(SPILL):
-        dw, dx_mD = jax.lax.fori_loop(1, parts.filled(way.total_e), step, (dw, dx_mD))
-    return dw, way.back(dx_mD, len(dy_nD)), None
+    zeros = jax.tree.map(jnp.zeros_like, hidden_m)
+    empty = _places(parts.places, dy_nD, dy_nD)
+    dhidden_m, dx_mD = jax.lax.fori_loop(0, parts.filled(way.total_e), step, (zeros, empty))
+    # The weights' at once: they are not added up part by part, and a product by groups reads no more than these.
+    kind_m, _, there_m1 = _Parts(size=parts.places, count=1).part(0, way.total_e)
+    hidden_m = jax.tree.map(lambda h: jnp.where(there_m1, h, 0), hidden_m)
+    _, pull = jax.vjp(lambda w: work.out_of(w, hidden_m, kind_m, way.total_e), weights)
+    (late,) = pull(dy_mD)
+    _, pull = jax.vjp(lambda w: work.into(w, x_mD, kind_m, way.total_e), weights)
+    (early,) = pull(dhidden_m)
+    return jax.tree.map(jnp.add, late, early), way.back(dx_mD, len(dy_nD)), None
 
 
 _visit.defvjp(_forward, _backward)
@@ -146,10 +139,12 @@ class _Way:
         )
 
     def there(self, x_nD: jax.Array, places: int) -> jax.Array:
-        return _ragged(x_nD, places, self.begin_Xe, self.sizes_Xe, self.seat_Xe, self.come_Xe)
+        """Zeros after the last row."""
+        zeros_mD = place.like(jnp.zeros((places, x_nD.shape[1]), x_nD.dtype), x_nD)
+        return _ragged(x_nD, zeros_mD, self.begin_Xe, self.sizes_Xe, self.seat_Xe, self.come_Xe)
 
     def back(self, y_mD: jax.Array, rows: int) -> jax.Array:
-        return _ragged(y_mD, rows, self.at_Xe, self.come_Xe, self.from_Xe, self.sizes_Xe)
+        return _ragged(y_mD, _places(rows, y_mD, y_mD), self.at_Xe, self.come_Xe, self.from_Xe, self.sizes_Xe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +166,7 @@ class _Parts:
         return self.size * self.count
 
     def filled(self, total_e: jax.Array) -> jax.Array:
-        """Parts, and one where no row came, so that its places are numbers."""
-        return jnp.maximum(-(-jnp.sum(total_e) // self.size), 1)
+        return -(-jnp.sum(total_e) // self.size)
 
     def part(self, c: jax.Array, total_e: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(kind_c, sizes_e, there_c1) of part `c`."""
@@ -205,12 +199,12 @@ def _before(x: jax.Array, axis: int) -> jax.Array:
     return jnp.cumsum(x, axis) - x
 
 
-def _ragged(x_nD: jax.Array, rows: int, begin_Xe, sizes_Xe, at_Xe, come_Xe) -> jax.Array:
-    """[rows, D] of what all devices send here: `sizes` rows of `x` from `begin`, to the receiver's rows from `at`.
+def _ragged(x_nD: jax.Array, out_mD: jax.Array, begin_Xe, sizes_Xe, at_Xe, come_Xe) -> jax.Array:
+    """`out_mD` with what all devices send here: `sizes` rows of `x` from `begin`, to the receiver's rows from `at`.
 
     `jax.lax.ragged_all_to_all` where the platform has it; XLA's CPU compiler does not, so there everybody reads all.
     """
-    axes, out_mD = place.mesh_axes("expert"), _places(rows, x_nD, x_nD)
+    axes = place.mesh_axes("expert")
     if place.platform() != "cpu":
         given = (s.reshape(-1) for s in (begin_Xe, sizes_Xe, at_Xe, come_Xe))
         x, out = (_in_tiles(x) for x in (x_nD, out_mD))

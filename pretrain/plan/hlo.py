@@ -22,7 +22,6 @@ NO_ESTIMATE = 2**50
 """Some fusions carry INT64_MAX."""
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w*)"')
-SPILL = re.compile(r'op_name="[^"]*/spill/')
 _CALLS = re.compile(r"\b(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%[\w.\-]+(?:, *)?)+)")
 
 
@@ -170,8 +169,6 @@ class _Walk:
                 self.visit(callee, share, scope=scope, fused=inside, hidden=hides)
 
     def _loop(self, o: Operation, times: float, hidden: bool) -> None:
-        if spills(o):
-            return
         body, turns = loop(o, self.computations)
         self.program.endless += not turns
         self.visit(body, times * max(turns, 1), scope=f"{o.name}/{body}", fused=False, hidden=hidden)
@@ -221,11 +218,6 @@ def loop(o: Operation, computations: dict[str, list[Operation]]) -> tuple[str, f
     assert body is not None
     turns = _number(r'"known_trip_count":\{"n":"(\d+)"', o.attributes)
     return body[1], turns or (_turns(computations.get(condition[1], [])) if condition else 0)
-
-
-def spills(o: Operation) -> bool:
-    """Whether a loop does what is left over where work is uneven (`pretrain.sharding.expert`)."""
-    return SPILL.search(o.attributes) is not None
 
 
 def _turns(condition: list[Operation]) -> float:

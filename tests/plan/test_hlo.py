@@ -54,12 +54,6 @@ ENTRY %main (a: f32[1024]) -> f32[4096] {
 KNOWN = ', backend_config={"known_trip_count":{"n":"5"}}'
 
 
-def test_a_loop_for_what_is_left_over_is_not_counted():
-    named = ', metadata={op_name="jit(step)/spill/while"}'
-    program = hlo.read(PROGRAM.replace("{known}", named))
-    assert (program.cycles, program.flops, program.endless) == (0, 0, 0)
-
-
 BRANCHES = """
 %before (p: bf16[128,256]) -> bf16[128,512] {
   %p = bf16[128,256]{1,0} parameter(0)
