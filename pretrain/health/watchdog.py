@@ -80,7 +80,8 @@ class Watchdog:
             if self.seconds is None:
                 continue
             # Where a thread keeps the interpreter's lock, this one cannot run: C code ends the process, with code 1.
-            faulthandler.dump_traceback_later(max(PATIENCE.values()) * self.seconds + 2 * self._tick, exit=True)
+            latest = max(PATIENCE.values()) * self.seconds + 2 * self._tick
+            faulthandler.dump_traceback_later(latest, exit=True, file=sys.__stderr__ or sys.stderr)
             if self._idle > self.limit:
                 self._end()
 

@@ -112,7 +112,7 @@ def test_a_way_back_gives_up_later_copies_and_the_end_all(killed):
 
 
 def wait_for(run: Path, step: int) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if (run / "metrics.jsonl").exists() and any(x["step"] >= step for x in tiny.lines(run)):
             return
         time.sleep(0.05)
