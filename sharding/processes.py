@@ -17,6 +17,11 @@ PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 which it ends the process. What hangs is the watchdog's to find."""
 
 
+THREADS = 16
+"""Of XLA for each simulated device. A device waits for the others with a thread for each collective that it has begun,
+and no two need begin theirs in one order: with as many threads as devices all of them can come to wait."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Processes:
     """One of `count` processes that train together; the first one listens on `coordinator` (host:port)."""
@@ -45,14 +50,23 @@ def start(processes: Processes | None, simulate: int | None) -> None:
     if simulate is not None:
         if simulate % count:
             raise UserError(f"simulate={simulate} is not a multiple of {count} processes; give each the same number")
-        os.environ["XLA_FLAGS"] = f"{PATIENT} {os.environ.get('XLA_FLAGS', '')}".rstrip()  # the last one counts
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", simulate // count)
+        simulated(simulate // count)
     if processes is not None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             processes.coordinator, processes.count, processes.index, shutdown_timeout_seconds=LAST_SECONDS
         )
+
+
+def simulated(devices: int) -> None:
+    """This process has so many CPU devices; call before any array exists."""
+    import jax
+
+    os.environ["XLA_FLAGS"] = f"{PATIENT} {os.environ.get('XLA_FLAGS', '')}".rstrip()  # the last one counts
+    if devices > 1:
+        os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, THREADS * devices)))  # XLA takes it for the cores
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def keep_memory() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import jax
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+from pretrain.sharding import processes
+
+processes.simulated(8)
 
 MAPS = 10_000
 """Linux gives a process 65530 maps of memory; a compiled program takes three or more."""
