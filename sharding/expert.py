@@ -25,8 +25,8 @@ SLACK = 9 / 8
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What is done with rows sorted by kind: `y_cD = out_of(weights, into(weights, x_cD, kind_c, sizes_e), kind_c,
-    sizes_e)`. Rows after those that `sizes` counts are zeros, and nobody reads what becomes of them. It speaks to no
-    other device: they do it at other times, and more or less often."""
+    sizes_e)`. Rows after those that `sizes` counts may be anything: it reads none of them, forwards or backwards, and
+    nobody reads what becomes of them. It speaks to no other device: they do it at other times, more or less often."""
 
     into: Callable[[Weights, jax.Array, jax.Array, jax.Array], Hidden]
     out_of: Callable[[Weights, Hidden, jax.Array, jax.Array], jax.Array]
@@ -60,11 +60,11 @@ def _forward(work: Work, most: int, weights: Weights, x_nD: jax.Array, sizes_E: 
     x_mD = way.there(x_nD, parts.places)
 
     def step(c, kept):
-        kind_c, sizes_e, _ = parts.part(c, way.total_e)
+        kind_c, sizes_e = parts.part(c, way.total_e)
         hidden_c = work.into(weights, parts.cut(x_mD, c), kind_c, sizes_e)
         return parts.put(kept, (hidden_c, work.out_of(weights, hidden_c, kind_c, sizes_e)), c)
 
-    one = jax.eval_shape(lambda x: work.into(weights, parts.cut(x, 0), *parts.part(0, way.total_e)[:2]), x_mD)
+    one = jax.eval_shape(lambda x: work.into(weights, parts.cut(x, 0), *parts.part(0, way.total_e)), x_mD)
     empty = jax.tree.map(lambda h: _places(parts.places, h, x_nD), (one, x_nD))
     hidden_m, y_mD = jax.lax.fori_loop(0, parts.filled(way.total_e), step, empty)
     return way.back(y_mD, len(x_nD)), (weights, x_mD, named(hidden_m), way)
@@ -76,20 +76,17 @@ def _backward(work: Work, most: int, residuals, dy_nD: jax.Array):
     dy_mD = way.there(dy_nD, parts.places)
 
     def step(c, kept):
-        kind_c, sizes_e, there_c1 = parts.part(c, way.total_e)
+        kind_c, sizes_e = parts.part(c, way.total_e)
         hidden_c = jax.tree.map(lambda h: parts.cut(h, c), hidden_m)
         _, pull = jax.vjp(lambda h: work.out_of(weights, h, kind_c, sizes_e), hidden_c)
         (dhidden_c,) = pull(parts.cut(dy_mD, c))
-        dhidden_c = jax.tree.map(lambda d: jnp.where(there_c1, d, 0), dhidden_c)
         _, pull = jax.vjp(lambda x: work.into(weights, x, kind_c, sizes_e), parts.cut(x_mD, c))
         return parts.put(kept, (dhidden_c, *pull(dhidden_c)), c)
 
-    zeros = jax.tree.map(jnp.zeros_like, hidden_m)
-    empty = _places(parts.places, dy_nD, dy_nD)
-    dhidden_m, dx_mD = jax.lax.fori_loop(0, parts.filled(way.total_e), step, (zeros, empty))
+    empty = jax.tree.map(lambda x: _places(parts.places, x, dy_nD), (hidden_m, dy_nD))
+    dhidden_m, dx_mD = jax.lax.fori_loop(0, parts.filled(way.total_e), step, empty)
     # The weights' at once: they are not added up part by part, and a product by groups reads no more than these.
-    kind_m, _, there_m1 = _Parts(size=parts.places, count=1).part(0, way.total_e)
-    hidden_m = jax.tree.map(lambda h: jnp.where(there_m1, h, 0), hidden_m)
+    kind_m, _ = _Parts(size=parts.places, count=1).part(0, way.total_e)
     _, pull = jax.vjp(lambda w: work.out_of(w, hidden_m, kind_m, way.total_e), weights)
     (late,) = pull(dy_mD)
     _, pull = jax.vjp(lambda w: work.into(w, x_mD, kind_m, way.total_e), weights)
@@ -139,12 +136,10 @@ class _Way:
         )
 
     def there(self, x_nD: jax.Array, places: int) -> jax.Array:
-        """Zeros after the last row."""
-        zeros_mD = place.like(jnp.zeros((places, x_nD.shape[1]), x_nD.dtype), x_nD)
-        return _ragged(x_nD, zeros_mD, self.begin_Xe, self.sizes_Xe, self.seat_Xe, self.come_Xe)
+        return _ragged(x_nD, places, self.begin_Xe, self.sizes_Xe, self.seat_Xe, self.come_Xe)
 
     def back(self, y_mD: jax.Array, rows: int) -> jax.Array:
-        return _ragged(y_mD, _places(rows, y_mD, y_mD), self.at_Xe, self.come_Xe, self.from_Xe, self.sizes_Xe)
+        return _ragged(y_mD, rows, self.at_Xe, self.come_Xe, self.from_Xe, self.sizes_Xe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,14 +163,13 @@ class _Parts:
     def filled(self, total_e: jax.Array) -> jax.Array:
         return -(-jnp.sum(total_e) // self.size)
 
-    def part(self, c: jax.Array, total_e: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(kind_c, sizes_e, there_c1) of part `c`."""
+    def part(self, c: jax.Array, total_e: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(kind_c, sizes_e) of part `c`."""
         first = c * self.size
         end_e = jnp.cumsum(total_e)
         low_e, high_e = (jnp.clip(x, first, first + self.size) for x in (end_e - total_e, end_e))
         row_c1 = first + jnp.arange(self.size)[:, None]
-        kind_c = jnp.minimum(jnp.sum(row_c1 >= end_e, axis=1), len(total_e) - 1)
-        return kind_c, high_e - low_e, row_c1 < end_e[-1]
+        return jnp.minimum(jnp.sum(row_c1 >= end_e, axis=1), len(total_e) - 1), high_e - low_e
 
     def cut(self, x_m: jax.Array, c: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x_m, c * self.size, self.size)
@@ -199,12 +193,12 @@ def _before(x: jax.Array, axis: int) -> jax.Array:
     return jnp.cumsum(x, axis) - x
 
 
-def _ragged(x_nD: jax.Array, out_mD: jax.Array, begin_Xe, sizes_Xe, at_Xe, come_Xe) -> jax.Array:
-    """`out_mD` with what all devices send here: `sizes` rows of `x` from `begin`, to the receiver's rows from `at`.
+def _ragged(x_nD: jax.Array, rows: int, begin_Xe, sizes_Xe, at_Xe, come_Xe) -> jax.Array:
+    """[rows, D] of what all devices send here: `sizes` rows of `x` from `begin`, to the receiver's rows from `at`.
 
     `jax.lax.ragged_all_to_all` where the platform has it; XLA's CPU compiler does not, so there everybody reads all.
     """
-    axes = place.mesh_axes("expert")
+    axes, out_mD = place.mesh_axes("expert"), _places(rows, x_nD, x_nD)
     if place.platform() != "cpu":
         given = (s.reshape(-1) for s in (begin_Xe, sizes_Xe, at_Xe, come_Xe))
         x, out = (_in_tiles(x) for x in (x_nD, out_mD))

@@ -27,8 +27,7 @@ that they fit in 16 MiB of fast memory."""
 def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """y_nO: the first sizes[0] rows times w[0], the next sizes[1] times w[1], and so on.
 
-    Rows after these have to be zeros, and so has what comes back for them in the backward pass; nobody may read what
-    becomes of them.
+    Rows after these may be anything, and so may what becomes of them, here and in the backward pass: nobody reads it.
     """
     platform = place.platform()
     if platform == "tpu" and all(n % 128 == 0 for n in (*x_nI.shape, w_EIO.shape[2])):
@@ -39,6 +38,11 @@ def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax
     if platform == "gpu":
         block = next((b for b in GPU_BLOCKS if 4 * b * len(w_EIO) <= len(x_nI)), GPU_BLOCKS[-1])
     return blocked(place.like(x_nI, w_EIO), place.like(w_EIO, x_nI), sizes_E, block)
+
+
+def there(x_nI: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """there_n1: which rows are in a group."""
+    return jnp.arange(len(x_nI))[:, None] < jnp.sum(sizes_E)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -96,11 +100,12 @@ def blocked(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, block: int = 
 
 def _forward(x_nI, w_EIO, sizes_E, block: int):
     rows_n, expert_j = _layout(x_nI.shape[0], sizes_E, block)
-    return _product("bI,IO->bO", x_nI, w_EIO, rows_n, expert_j, block), (x_nI, w_EIO, rows_n, expert_j)
+    return _product("bI,IO->bO", x_nI, w_EIO, rows_n, expert_j, block), (x_nI, w_EIO, sizes_E, rows_n, expert_j)
 
 
 def _backward(block: int, residuals, dy_nO):
-    x_nI, w_EIO, rows_n, expert_j = residuals
+    x_nI, w_EIO, sizes_E, rows_n, expert_j = residuals
+    there_n1 = there(x_nI, sizes_E)
     dx_nI = _product("bO,IO->bI", dy_nO, w_EIO, rows_n, expert_j, block)
 
     def add(dw_EIO, of_block):
@@ -108,9 +113,9 @@ def _backward(block: int, residuals, dy_nO):
         dw_IO = jnp.einsum("bI,bO->IO", x_bI, dy_bO, preferred_element_type=jnp.float32)
         return dw_EIO.at[expert].add(dw_IO), None
 
-    blocks = (*(_spread(x, rows_n, len(expert_j), block) for x in (x_nI, dy_nO)), expert_j)
+    spread = (_spread(jnp.where(there_n1, x, 0), rows_n, len(expert_j), block) for x in (x_nI, dy_nO))
     zeros = place.like(place.like(jnp.zeros(w_EIO.shape, jnp.float32), x_nI), dy_nO)
-    dw_EIO, _ = jax.lax.scan(add, zeros, blocks)
+    dw_EIO, _ = jax.lax.scan(add, zeros, (*spread, expert_j))
     return dx_nI.astype(x_nI.dtype), dw_EIO.astype(w_EIO.dtype), None
 
 

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models.config import MoeConfig, RouterConfig
 from pretrain.models.init import Init, weight
-from pretrain.models.layers.grouped import grouped_matmul
+from pretrain.models.layers.grouped import grouped_matmul, there
 from pretrain.models.layers.mlp import Mlp, activate
 from pretrain.sharding import expert, place
 
@@ -170,16 +170,20 @@ def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Arr
     pair_n = jnp.argsort(ids_n, stable=True)
     seat_kN = jnp.argsort(pair_n).reshape(k, -1)
 
+    def bias_of(bias_E, expert_m, sizes_E):
+        return jnp.where(there(expert_m, sizes_E), bias_E[expert_m], 0)  # what comes back for others is no number
+
     def into(w, x_mD, expert_m, sizes_E):
         def biased(y, name):
-            return y + w[name][expert_m] if name in w else y
+            return y + bias_of(w[name], expert_m, sizes_E) if name in w else y
 
         return _into(c, w, lambda kernel: grouped_matmul(x_mD, kernel, sizes_E), biased)
 
     def out_of(w, hidden, expert_m, sizes_E):
         y_mD = grouped_matmul(_activate(c, hidden), w["down"], sizes_E)
         # once, not by every device that holds a slice of the experts
-        return y_mD + w["down_bias"][expert_m] / place.devices("mlp") if "down_bias" in w else y_mD
+        bias_E = w["down_bias"] / place.devices("mlp") if "down_bias" in w else None
+        return y_mD if bias_E is None else y_mD + bias_of(bias_E, expert_m, sizes_E)
 
     most = len(x_ND) * min(k, len(w["up"]))  # a token goes to k different experts
     x_nD = _sent(x_ND, pair_n, seat_kN)

@@ -49,10 +49,15 @@ def test_rows_visit_what_works_on_them_however_many_there_are(skew, monkeypatch)
 
     def into(w, x_cD, kind_c, sizes_e):
         assert sizes_e.shape == (KINDS // 4,)
-        return {"mlp_up": place.like(jnp.einsum("cD,cDF->cF", x_cD, w["in"][kind_c]), x_cD)}
+        return {"mlp_up": product(x_cD, w["in"][kind_c], sizes_e)}
 
     def out_of(w, hidden, kind_c, sizes_e):
-        return jnp.einsum("cF,cFD->cD", jnp.square(hidden["mlp_up"]), w["out"][kind_c])
+        return product(jnp.square(hidden["mlp_up"]), w["out"][kind_c], sizes_e)
+
+    def product(x_cI, w_cIO, sizes_e):
+        """Reads the rows that there are, also backwards."""
+        there_c1 = jnp.arange(len(x_cI))[:, None] < jnp.sum(sizes_e)
+        return jnp.where(there_c1, jnp.einsum("cI,cIO->cO", jnp.where(there_c1, x_cI, 0), w_cIO), jnp.nan)
 
     def alone(w, x):
         y = jnp.einsum("nF,nFD->nD", jnp.square(jnp.einsum("nD,nDF->nF", x, w["in"][kind])), w["out"][kind])
