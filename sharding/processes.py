@@ -12,14 +12,12 @@ LAST_SECONDS = 30
 """A process that fails waits so long for the others, which wait for it; then it ends, and with it they do."""
 
 
-PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+SIMULATION = (
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_enable_concurrency_optimized_scheduler=false"
+)
 """Simulated devices are threads that wait for one another: on a busy or suspended machine longer than XLA's 40 s, after
-which it ends the process. What hangs is the watchdog's to find."""
-
-
-THREADS = 16
-"""Of XLA for each simulated device. A device waits for the others with a thread for each collective that it has begun,
-and no two need begin theirs in one order: with as many threads as devices all of them can come to wait."""
+which it ends the process. What hangs is the watchdog's to find. Scheduled for concurrency, two passes of a ring that do
+not depend on each other are under way at once, each device begins with the one it likes, and all wait for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +60,7 @@ def simulated(devices: int) -> None:
     """This process has so many CPU devices; call before any array exists."""
     import jax
 
-    os.environ["XLA_FLAGS"] = f"{PATIENT} {os.environ.get('XLA_FLAGS', '')}".rstrip()  # the last one counts
-    if devices > 1:
-        os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, THREADS * devices)))  # XLA takes it for the cores
+    os.environ["XLA_FLAGS"] = f"{SIMULATION} {os.environ.get('XLA_FLAGS', '')}".rstrip()  # the last one counts
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
 

@@ -16,7 +16,7 @@ SHORT = (
     "fsdp=4,tensor=2",
     "context=2,expert=2,fsdp=2",
     "context=2,attention=ring,tensor=2,data=2",
-    "context=8,attention=ring",
+    "stage=2,context=4,attention=ring",
     "stage=2,expert=2,context=2",
     "dcn_data=2,fsdp=4",
 )
