@@ -1,6 +1,8 @@
 """Every field of a mesh changes the traced program."""
 
+import importlib.util
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +11,8 @@ import pytest
 from flax import nnx
 
 from pretrain.configs.llama import llama
+from pretrain.errors import UserError
+from pretrain.models.layers.kernels import Mask, attention
 from pretrain.models.transformer import Inputs, Transformer
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding import place
@@ -43,7 +47,22 @@ def program(mesh: MeshConfig, model: Any = DENSE) -> str:
 
 
 def test_the_table_knows_every_field():
-    assert set(OTHER) == {f.name for f in fields(MeshConfig)}
+    assert {*OTHER, "kernels"} == {f.name for f in fields(MeshConfig)}
+
+
+def test_whose_kernels_they_are_changes_the_program_or_is_refused():
+    if importlib.util.find_spec("tokamax") is None:
+        with pytest.raises(UserError, match="found no tokamax"):
+            meshes.require(MeshConfig(kernels="tokamax"))
+        return
+
+    def traced(mesh: MeshConfig) -> str:
+        q, k = jnp.zeros((1, 128, 1, 1, 64)), jnp.zeros((1, 128, 1, 64))
+        with place.use(meshes.build(mesh, jax.devices()[:1]), fsdp_tp(), mesh.schedule):
+            mix = partial(attention, mask=Mask(), scale=1.0, implementation="splash")
+            return str(jax.make_jaxpr(mix)(q, k, k))
+
+    assert traced(MeshConfig()) != traced(MeshConfig(kernels="tokamax"))
 
 
 @pytest.mark.parametrize("name", OTHER)
