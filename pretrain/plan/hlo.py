@@ -22,7 +22,10 @@ NO_ESTIMATE = 2**50
 """Some fusions carry INT64_MAX."""
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w*)"')
-_CALLS = re.compile(r"\b(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%[\w.\-]+(?:, *)?)+)")
+_CALLS = re.compile(
+    r"\b(?:calls|to_apply|branch_computations|true_computation|false_computation|called_computations)="
+    r"\{?((?:%[\w.\-]+(?:, *)?)+)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,8 +74,12 @@ ENTRY %main (a: bf16[128,256], i: s32[]) -> bf16[128,512] {
 """
 
 
-def test_branches_count_as_if_each_ran_as_often_as_the_others():
-    assert hlo.read(BRANCHES).flops == 2 * 128 * 256 * 512 / 2
+@pytest.mark.parametrize(
+    "named", ["branch_computations={%before, %behind}", "true_computation=%before, false_computation=%behind"]
+)
+def test_branches_count_as_if_each_ran_as_often_as_the_others(named):
+    program = BRANCHES.replace("branch_computations={%before, %behind}", named)
+    assert hlo.read(program).flops == 2 * 128 * 256 * 512 / 2
 
 
 @pytest.mark.parametrize(("known", "turns"), [("", 7), (KNOWN, 5)])
