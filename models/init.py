@@ -103,6 +103,16 @@ def weight(param, dtype: jnp.dtype) -> jax.Array:
     return place.gather(value, param.axes[-value.ndim :] if value.ndim else (), dtype)
 
 
+def at_rest(param, dtype: jnp.dtype) -> tuple[jax.Array, place.AtRest | place.Axes]:
+    """The same as it is stored, with the axes for `place.local` to collect it. What a module makes lies as it is
+    used."""
+    if not isinstance(param, nnx.Variable):
+        made = param.weight(dtype)
+        return made, tuple(param.axes[-made.ndim :])
+    value = param[...]
+    return value.astype(dtype), place.AtRest(tuple(param.axes[-value.ndim :]))
+
+
 class Blocked(nnx.Module):
     """A matrix that only `place.project` reads, stored for products with few rows on CPU."""
 

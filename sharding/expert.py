@@ -1,6 +1,6 @@
 """Rows of tokens to the devices that hold what works on them, and back: expert parallelism (Lepikhin et al. 2020).
 
-Inside `place.local`, over the mesh axes of the logical axis `expert`. X = devices, n = rows of this device, m = places
+Inside `place.local`, over the mesh axes of the logical axis `expert`. X = devices, n = rows of this device, c = places
 for rows that come to it, E = kinds of work, e = those of one device.
 """
 
@@ -19,31 +19,43 @@ Weights = dict[str, jax.Array]
 Hidden = dict[str, jax.Array]
 """By the names of the tensors that remat may keep."""
 SLACK = 9 / 8
-"""Rows that are worked on at a time, over those that come to a device if all have as much to do."""
+"""Places of a part, over the rows that come to a device if all have as much to do."""
+SELDOM = "seldom"
+"""Scope of loops over further parts, which an even load never enters: `plan` counts no turn of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is done with rows sorted by kind: `y_cD = out_of(weights, into(weights, x_cD, kind_c, sizes_e), kind_c,
-    sizes_e)`. Rows after those that `sizes` counts may be anything: it reads none of them, forwards or backwards, and
-    nobody reads what becomes of them. It speaks to no other device: they do it at other times, more or less often."""
+    """What is done with rows sorted by kind, each of which has a factor: `y_cD = out_of(weights, into(weights, x_cD,
+    factor_c, kind_c, sizes_e), factor_c, kind_c, sizes_e)`. Rows after those that `sizes` counts may be anything: it
+    reads none of them, forwards or backwards, and nobody reads what becomes of them. It speaks to no other device:
+    they do it at other times, more or less often."""
 
-    into: Callable[[Weights, jax.Array, jax.Array, jax.Array], Hidden]
-    out_of: Callable[[Weights, Hidden, jax.Array, jax.Array], jax.Array]
+    into: Callable[[Weights, jax.Array, jax.Array, jax.Array, jax.Array], Hidden]
+    out_of: Callable[[Weights, Hidden, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def visit(work: Work, weights: Weights, x_nD: jax.Array, kind_n: jax.Array, kinds: int, most: int) -> jax.Array:
+def visit(
+    work: Work, weights: Weights, x_nD: jax.Array, factor_n: jax.Array, kind_n: jax.Array, kinds: int, most: int
+) -> jax.Array:
     """y_nD: row by row what `work` makes of them, on the device of their kind.
 
-    `kind_n` is sorted. On a device kinds count from 0. Nothing is dropped: there are places for `most` rows from each
-    device, which is a bound of what one can send to another. Only rows that there are travel, and only places that
-    they fill are worked on: what `into` makes of them is kept for the backward pass.
+    `kind_n` is sorted. On a device kinds count from 0. Nothing is dropped: a device takes rows in parts, for each of
+    which it has places, and the first part is all where devices have about as much to do. What `into` makes of the
+    first part is kept for the backward pass. `most`: a bound of the rows that one device can send to another.
     """
     sizes_E = jnp.sum(kind_n[:, None] == jnp.arange(kinds), axis=0, dtype=jnp.int32)
     if place.devices("expert") == 1:
-        return work.out_of(weights, named(work.into(weights, x_nD, kind_n, sizes_E)), kind_n, sizes_E)
+        hidden = named(work.into(weights, x_nD, factor_n, kind_n, sizes_E))
+        return work.out_of(weights, hidden, factor_n, kind_n, sizes_E)
     x_nD = place.like(x_nD, *jax.tree.leaves(weights))
-    return _visit(work, most, jax.tree.map(lambda w: place.like(w, x_nD), weights), x_nD, sizes_E)
+    weights, factor_n = jax.tree.map(lambda w: place.like(w, x_nD), (weights, factor_n))
+    return _visit(work, _places_of_a_part(len(x_nD), most), weights, x_nD, factor_n, sizes_E)
+
+
+def _places_of_a_part(rows: int, most: int) -> int:
+    unit = 512 if rows >= 4096 else 8  # a tile of a TPU's kernel
+    return min(-(-math.ceil(rows * SLACK) // unit) * unit, place.devices("expert") * most)
 
 
 def named(hidden: Hidden) -> Hidden:
@@ -51,47 +63,47 @@ def named(hidden: Hidden) -> Hidden:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _visit(work: Work, most: int, weights: Weights, x_nD: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    return _forward(work, most, weights, x_nD, sizes_E)[0]
+def _visit(work: Work, places: int, weights: Weights, x_nD, factor_n, sizes_E) -> jax.Array:
+    return _forward(work, places, weights, x_nD, factor_n, sizes_E)[0]
 
 
-def _forward(work: Work, most: int, weights: Weights, x_nD: jax.Array, sizes_E: jax.Array):
-    way, parts = _Way.of(sizes_E), _Parts.of(len(x_nD), most)
-    x_mD = way.there(x_nD, parts.places)
+def _forward(work: Work, places: int, weights: Weights, x_nD, factor_n, sizes_E):
+    way = _Way.of(sizes_E)
 
-    def step(c, kept):
-        kind_c, sizes_e = parts.part(c, way.total_e)
-        hidden_c = work.into(weights, parts.cut(x_mD, c), kind_c, sizes_e)
-        return parts.put(kept, (hidden_c, work.out_of(weights, hidden_c, kind_c, sizes_e)), c)
+    def of_part(c, y_nD):
+        part = way.part(c, places)
+        x_cD, factor_c = part.there(x_nD), part.there(factor_n)
+        hidden_c = work.into(weights, x_cD, factor_c, *part.what)
+        return part.back(work.out_of(weights, hidden_c, factor_c, *part.what), y_nD), (x_cD, factor_c, named(hidden_c))
 
-    one = jax.eval_shape(lambda x: work.into(weights, parts.cut(x, 0), *parts.part(0, way.total_e)), x_mD)
-    empty = jax.tree.map(lambda h: _places(parts.places, h, x_nD), (one, x_nD))
-    hidden_m, y_mD = jax.lax.fori_loop(0, parts.filled(way.total_e), step, empty)
-    return way.back(y_mD, len(x_nD)), (weights, x_mD, named(hidden_m), way)
+    y_nD, first = of_part(0, _empty(len(x_nD), x_nD))
+    with jax.named_scope(SELDOM):
+        y_nD = jax.lax.fori_loop(1, way.parts(places), lambda c, y_nD: of_part(c, y_nD)[0], y_nD)
+    return y_nD, (weights, x_nD, factor_n, way, first)
 
 
-def _backward(work: Work, most: int, residuals, dy_nD: jax.Array):
-    weights, x_mD, hidden_m, way = residuals
-    parts = _Parts.of(len(dy_nD), most)
-    dy_mD = way.there(dy_nD, parts.places)
+def _backward(work: Work, places: int, residuals, dy_nD: jax.Array):
+    weights, x_nD, factor_n, way, first = residuals
 
-    def step(c, kept):
-        kind_c, sizes_e = parts.part(c, way.total_e)
-        hidden_c = jax.tree.map(lambda h: parts.cut(h, c), hidden_m)
-        _, pull = jax.vjp(lambda h: work.out_of(weights, h, kind_c, sizes_e), hidden_c)
-        (dhidden_c,) = pull(parts.cut(dy_mD, c))
-        _, pull = jax.vjp(lambda x: work.into(weights, x, kind_c, sizes_e), parts.cut(x_mD, c))
-        return parts.put(kept, (dhidden_c, *pull(dhidden_c)), c)
+    def of_part(part, x_cD, factor_c, hidden_c, dx_nD, dfactor_n):
+        _, pull = jax.vjp(lambda w, h, f: work.out_of(w, h, f, *part.what), weights, hidden_c, factor_c)
+        dw, dhidden_c, dfactor_c = pull(part.there(dy_nD))
+        _, pull = jax.vjp(lambda w, x, f: work.into(w, x, f, *part.what), weights, x_cD, factor_c)
+        more_dw, dx_cD, more_dfactor_c = pull(dhidden_c)
+        dw = jax.tree.map(jnp.add, dw, more_dw)
+        return dw, part.back(dx_cD, dx_nD), part.back(dfactor_c + more_dfactor_c, dfactor_n)
 
-    empty = jax.tree.map(lambda x: _places(parts.places, x, dy_nD), (hidden_m, dy_nD))
-    dhidden_m, dx_mD = jax.lax.fori_loop(0, parts.filled(way.total_e), step, empty)
-    # The weights' at once: they are not added up part by part, and a product by groups reads no more than these.
-    kind_m, _ = _Parts(size=parts.places, count=1).part(0, way.total_e)
-    _, pull = jax.vjp(lambda w: work.out_of(w, hidden_m, kind_m, way.total_e), weights)
-    (late,) = pull(dy_mD)
-    _, pull = jax.vjp(lambda w: work.into(w, x_mD, kind_m, way.total_e), weights)
-    (early,) = pull(dhidden_m)
-    return jax.tree.map(jnp.add, late, early), way.back(dx_mD, len(dy_nD)), None
+    def another(c, gradients):
+        part = way.part(c, places)
+        x_cD, factor_c = part.there(x_nD), part.there(factor_n)
+        hidden_c = work.into(weights, x_cD, factor_c, *part.what)
+        dw, *of_rows = of_part(part, x_cD, factor_c, hidden_c, *gradients[1:])
+        return jax.tree.map(jnp.add, gradients[0], dw), *of_rows
+
+    gradients = of_part(way.part(0, places), *first, *(_empty(len(dy_nD), x) for x in (dy_nD, factor_n)))
+    with jax.named_scope(SELDOM):
+        gradients = jax.lax.fori_loop(1, way.parts(places), another, gradients)
+    return *gradients, None
 
 
 _visit.defvjp(_forward, _backward)
@@ -135,53 +147,51 @@ class _Way:
             total_e=total_e,
         )
 
-    def there(self, x_nD: jax.Array, places: int) -> jax.Array:
-        return _ragged(x_nD, places, self.begin_Xe, self.sizes_Xe, self.seat_Xe, self.come_Xe)
+    def parts(self, places: int) -> jax.Array:
+        """Of the device to which most come: all of these devices exchange as often."""
+        return jax.lax.pmax(-(-jnp.sum(self.total_e) // places), place.mesh_axes("expert"))
 
-    def back(self, y_mD: jax.Array, rows: int) -> jax.Array:
-        return _ragged(y_mD, rows, self.at_Xe, self.come_Xe, self.from_Xe, self.sizes_Xe)
+    def part(self, c: int | jax.Array, places: int) -> "_Part":
+        """What fills places from `c * places` on."""
+        low, end_e = c * places, jnp.cumsum(self.total_e)
+
+        def cut(first, sizes):
+            """(rows before it, rows of it, its first place)."""
+            before, end = (jnp.clip(x - first, 0, sizes) for x in (low, low + places))
+            return before, end - before, jnp.clip(first - low, 0, places)
+
+        gone_Xe, sizes_Xe, seat_Xe = cut(self.seat_Xe, self.sizes_Xe)
+        done_Xe, come_Xe, at_Xe = cut(self.at_Xe, self.come_Xe)
+        kind_c = jnp.sum(low + jnp.arange(places)[:, None] >= end_e, axis=1)
+        return _Part(
+            places=places,
+            home_Xe=(self.begin_Xe + gone_Xe, sizes_Xe, seat_Xe),
+            here_Xe=(at_Xe, come_Xe, self.from_Xe + done_Xe),
+            what=(jnp.minimum(kind_c, len(end_e) - 1), cut(end_e - self.total_e, self.total_e)[1]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Parts:
-    """Places in parts of so many: one is filled where all devices have about as much to do, all in the worst case."""
+class _Part:
+    places: int
+    home_Xe: tuple[jax.Array, jax.Array, jax.Array]
+    """Of the rows that go to device X: the first one here, how many, their first place there."""
+    here_Xe: tuple[jax.Array, jax.Array, jax.Array]
+    """Of those that come from device X: the first place here, how many, the first row there."""
+    what: tuple[jax.Array, jax.Array]
+    """kind_c, sizes_e."""
 
-    size: int
-    count: int
+    def there(self, x_n: jax.Array) -> jax.Array:
+        return _moved(x_n, _empty(self.places, x_n), self.home_Xe, self.here_Xe)
 
-    @classmethod
-    def of(cls, rows: int, most: int) -> "_Parts":
-        places = place.devices("expert") * most
-        unit = 512 if rows >= 4096 else 8  # a tile of a TPU's kernel
-        size = min(-(-math.ceil(rows * SLACK) // unit) * unit, places)
-        return cls(size=size, count=-(-places // size))
-
-    @property
-    def places(self) -> int:
-        return self.size * self.count
-
-    def filled(self, total_e: jax.Array) -> jax.Array:
-        return -(-jnp.sum(total_e) // self.size)
-
-    def part(self, c: jax.Array, total_e: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(kind_c, sizes_e) of part `c`."""
-        first = c * self.size
-        end_e = jnp.cumsum(total_e)
-        low_e, high_e = (jnp.clip(x, first, first + self.size) for x in (end_e - total_e, end_e))
-        row_c1 = first + jnp.arange(self.size)[:, None]
-        return jnp.minimum(jnp.sum(row_c1 >= end_e, axis=1), len(total_e) - 1), high_e - low_e
-
-    def cut(self, x_m: jax.Array, c: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(x_m, c * self.size, self.size)
-
-    def put(self, x_m, x_c, c: jax.Array):
-        return jax.tree.map(lambda m, c_: jax.lax.dynamic_update_slice_in_dim(m, c_, c * self.size, 0), x_m, x_c)
+    def back(self, y_c: jax.Array, y_n: jax.Array) -> jax.Array:
+        return _moved(y_c, y_n, self.here_Xe, self.home_Xe)
 
 
-def _places(rows: int, like_n: jax.Array, beside: jax.Array) -> jax.Array:
+def _empty(rows: int, like_n: jax.Array) -> jax.Array:
     """Rows of the width and kind of these, that nobody reads before they are written."""
     shape = (rows, *like_n.shape[1:])
-    return place.like(jax.lax.empty(shape, like_n.dtype, out_sharding=jax.P(*(None,) * len(shape))), beside)
+    return place.like(jax.lax.empty(shape, like_n.dtype, out_sharding=jax.P(*(None,) * len(shape))), like_n)
 
 
 def _exchange(x_Xe: jax.Array) -> jax.Array:
@@ -193,24 +203,25 @@ def _before(x: jax.Array, axis: int) -> jax.Array:
     return jnp.cumsum(x, axis) - x
 
 
-def _ragged(x_nD: jax.Array, rows: int, begin_Xe, sizes_Xe, at_Xe, come_Xe) -> jax.Array:
-    """[rows, D] of what all devices send here: `sizes` rows of `x` from `begin`, to the receiver's rows from `at`.
+def _moved(x_n: jax.Array, out_m: jax.Array, sent_Xe, taken_Xe) -> jax.Array:
+    """`out` with what all devices send here.
 
-    `jax.lax.ragged_all_to_all` where the platform has it; XLA's CPU compiler does not, so there everybody reads all.
+    Rows by `jax.lax.ragged_all_to_all` where the platform has it; XLA's CPU compiler does not. There, and of single
+    numbers, everybody reads all.
     """
-    axes, out_mD = place.mesh_axes("expert"), _places(rows, x_nD, x_nD)
-    if place.platform() != "cpu":
-        given = (s.reshape(-1) for s in (begin_Xe, sizes_Xe, at_Xe, come_Xe))
-        x, out = (_in_tiles(x) for x in (x_nD, out_mD))
-        return jax.lax.ragged_all_to_all(x, out, *given, axis_name=axes).reshape(out_mD.shape)
-    x_XnD = jnp.broadcast_to(x_nD, (len(begin_Xe), *x_nD.shape))
-    x_XnD, *sent = (jax.lax.all_to_all(x, axes, 0, 0, tiled=True) for x in (x_XnD, begin_Xe, sizes_Xe, at_Xe))
-    begin_c, sizes_c, at_c = (s.reshape(-1) for s in sent)
-    row_m = jnp.arange(len(out_mD))
-    in_mc = (row_m[:, None] >= at_c) & (row_m[:, None] < at_c + sizes_c)
+    axes, kinds = place.mesh_axes("expert"), sent_Xe[0].shape[1]
+    if place.platform() != "cpu" and x_n.ndim > 1:
+        given = (s.reshape(-1) for s in (*sent_Xe, taken_Xe[1]))
+        x, out = (_in_tiles(x) for x in (x_n, out_m))
+        return jax.lax.ragged_all_to_all(x, out, *given, axis_name=axes).reshape(out_m.shape)
+    x_Xn = jax.lax.all_gather(x_n, axes)
+    first_c, come_c, from_c = (s.reshape(-1) for s in taken_Xe)
+    row_m = jnp.arange(len(out_m))
+    in_mc = (row_m[:, None] >= first_c) & (row_m[:, None] < first_c + come_c)
     c_m = jnp.argmax(in_mc, axis=1)
-    x_mD = x_XnD[c_m // begin_Xe.shape[1], begin_c[c_m] + row_m - at_c[c_m]]
-    return jnp.where(jnp.any(in_mc, axis=1)[:, None], x_mD, out_mD)
+    x_m = x_Xn[c_m // kinds, from_c[c_m] + row_m - first_c[c_m]]
+    there_m = jnp.any(in_mc, axis=1).reshape(-1, *(1,) * (x_m.ndim - 1))
+    return jnp.where(there_m, x_m, out_m)
 
 
 def _in_tiles(x_nD: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -166,23 +166,60 @@ def take(table: jax.Array, ids: jax.Array, *axes: Axis | None) -> jax.Array:
     return table.at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=out)
 
 
-def local(function: Callable, in_axes: tuple[Axes | None, ...], out_axes: Axes | tuple[Axes, ...]) -> Callable:
+@dataclass(frozen=True)
+class AtRest:
+    """Of an argument of `local` that comes as a parameter is stored: every device collects of it what it uses. Its
+    gradient is then summed and cut in one, where that of an argument which comes whole is summed whole."""
+
+    axes: Axes
+
+    @property
+    def lies(self) -> tuple[tuple[str, ...], ...]:
+        """Mesh axes of each dimension: those along which it is used, then those over which it is collected."""
+        stored = assign(self.axes, _rules.get().stored, _sizes())
+        lies = tuple(s if s[: len(u)] == u else u for s, u in zip(stored, self.used))
+        flat = [m for dimension in lies for m in dimension]
+        return lies if len(set(flat)) == len(flat) else self.used
+
+    @property
+    def used(self) -> tuple[tuple[str, ...], ...]:
+        return assign(self.axes, _rules.get().used, _sizes())
+
+    def collect(self, w: jax.Array) -> jax.Array:
+        for i, (lies, inner) in enumerate(zip(self.lies, self.used)):
+            if over := lies[len(inner) :]:
+                w = jax.lax.all_gather(w, over, axis=i, tiled=True)
+        return w
+
+
+def local(function: Callable, in_axes: tuple[Axes | AtRest | None, ...], out_axes: Axes | tuple[Axes, ...]) -> Callable:
     """`function` run by each device on its own shard of arguments with these logical axes (None: whole everywhere)."""
     if _trivial():
         return function
     several = any(isinstance(a, tuple) for a in out_axes)
     out_specs = tuple(spec(*a) for a in out_axes) if several else spec(*out_axes)  # type: ignore
-    in_specs = tuple(spec(*a) if a else P() for a in in_axes)
+    in_specs = tuple(_lying(a) for a in in_axes)
     told = platform() != "tpu"  # a Pallas kernel does not say over which mesh axes its results vary
-    mapped = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=told)
+
+    def own(*arguments):
+        return function(*(a.collect(x) if isinstance(a, AtRest) else x for x, a in zip(arguments, in_axes)))
+
+    mapped = jax.shard_map(own, in_specs=in_specs, out_specs=out_specs, check_vma=told)
     if (stage := _stage.get()) is not None:
-        mapped = _on_each_stage(mapped, function, in_specs, out_specs, stage, told)
+        mapped = _on_each_stage(mapped, own, in_specs, out_specs, stage, told)
 
     def run(*arguments):
-        laid = (jax.tree.map(lambda x, a=a: constrain(x, *(a or ())), x) for x, a in zip(arguments, in_axes))
-        return mapped(*laid)
+        return mapped(*(jax.tree.map(lambda x, a=a: _laid(x, a), x) for x, a in zip(arguments, in_axes)))
 
     return run
+
+
+def _lying(axes: Axes | AtRest | None) -> P:
+    return P(*(m or None for m in axes.lies)) if isinstance(axes, AtRest) else spec(*(axes or ()))
+
+
+def _laid(x: jax.Array, axes: Axes | AtRest | None) -> jax.Array:
+    return jax.sharding.reshard(x, _lying(axes)) if isinstance(axes, AtRest) else constrain(x, *(axes or ()))
 
 
 def _on_each_stage(

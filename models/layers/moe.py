@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models.config import MoeConfig, RouterConfig
-from pretrain.models.init import Init, weight
+from pretrain.models.init import Init, at_rest, weight
 from pretrain.models.layers.grouped import grouped_matmul, there
 from pretrain.models.layers.mlp import Mlp, activate
 from pretrain.sharding import expert, place
@@ -53,16 +53,8 @@ class Moe(nnx.Module):
         balance_E = None if self.balance is None else weight(self.balance, jnp.float32)
         routed = place.local(lambda x, b: route(c.router, x, b), (CHOICE, (None,)), (CHOICE, CHOICE))
         weights_BTK, ids_BTK = routed(logits_BTE, balance_E)
-        wide, narrow = ("expert", None, "mlp"), ("expert", "mlp", None)
-        parameters = {
-            "up": (self.up, wide),
-            "gate": (self.gate, wide),
-            "down": (self.down, narrow),
-            "up_bias": (self.up_bias, ("expert", "mlp")),
-            "gate_bias": (self.gate_bias, ("expert", "mlp")),
-            "down_bias": (self.down_bias, ("expert", None)),
-        }
-        have = {name: (weight(p, dtype), axes) for name, (p, axes) in parameters.items() if p is not None}
+        names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
+        have = {name: at_rest(p, dtype) for name in names if (p := getattr(self, name)) is not None}
 
         def experts(x, weights, ids, there, *arrays):
             w = dict(zip(have, arrays, strict=True))
@@ -166,32 +158,34 @@ def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Arr
     have to pad.
     """
     k, D = c.router.top_k, x_BTD.shape[-1]
-    x_ND, ids_n, weights_kN1 = x_BTD.reshape(-1, D), _by_choice(ids_BTK).reshape(-1), _by_choice(weights_BTK)[..., None]
+    x_ND, ids_n, weights_n = x_BTD.reshape(-1, D), *(_by_choice(x).reshape(-1) for x in (ids_BTK, weights_BTK))
     pair_n = jnp.argsort(ids_n, stable=True)
     seat_kN = jnp.argsort(pair_n).reshape(k, -1)
 
     def bias_of(bias_E, expert_m, sizes_E):
         return jnp.where(there(expert_m, sizes_E), bias_E[expert_m], 0)  # what comes back for others is no number
 
-    def into(w, x_mD, expert_m, sizes_E):
+    def into(w, x_mD, weights_m, expert_m, sizes_E):
         def biased(y, name):
             return y + bias_of(w[name], expert_m, sizes_E) if name in w else y
 
+        x_mD = x_mD * weights_m[:, None] if c.router.on_input else x_mD
         return _into(c, w, lambda kernel: grouped_matmul(x_mD, kernel, sizes_E), biased)
 
-    def out_of(w, hidden, expert_m, sizes_E):
-        y_mD = grouped_matmul(_activate(c, hidden), w["down"], sizes_E)
+    def out_of(w, hidden, weights_m, expert_m, sizes_E):
+        # Weighed before the product: a gradient of the weights then needs no result of an expert.
+        h_mF = _activate(c, hidden) if c.router.on_input else _activate(c, hidden) * weights_m[:, None]
+        y_mD = grouped_matmul(h_mF, w["down"], sizes_E)
+        if "down_bias" not in w:
+            return y_mD
         # once, not by every device that holds a slice of the experts
-        bias_E = w["down_bias"] / place.devices("mlp") if "down_bias" in w else None
-        return y_mD if bias_E is None else y_mD + bias_of(bias_E, expert_m, sizes_E)
+        bias_mD = bias_of(w["down_bias"] / place.devices("mlp"), expert_m, sizes_E)
+        return y_mD + (bias_mD if c.router.on_input else bias_mD * weights_m[:, None])
 
-    most = len(x_ND) * min(k, len(w["up"]))  # a token goes to k different experts
+    work, most = expert.Work(into=into, out_of=out_of), len(x_ND) * min(k, len(w["up"]))  # k different experts a token
     x_nD = _sent(x_ND, pair_n, seat_kN)
-    x_nD = x_nD * weights_kN1.reshape(-1, 1)[pair_n] if c.router.on_input else x_nD
-    y_nD = expert.visit(expert.Work(into=into, out_of=out_of), w, x_nD, ids_n[pair_n], c.experts, most)
-    y_kND = _returned(y_nD, pair_n, seat_kN)
-    y_kND = y_kND if c.router.on_input else y_kND * weights_kN1
-    return jnp.sum(y_kND, axis=0).reshape(x_BTD.shape)
+    y_nD = expert.visit(work, w, x_nD, weights_n[pair_n], ids_n[pair_n], c.experts, most)
+    return _returned(y_nD, pair_n, seat_kN).reshape(x_BTD.shape)
 
 
 def _by_choice(x_BTK: jax.Array) -> jax.Array:
@@ -206,15 +200,12 @@ def _sent(x_ND: jax.Array, pair_n: jax.Array, seat_kN: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _returned(y_nD: jax.Array, pair_n: jax.Array, seat_kN: jax.Array) -> jax.Array:
-    """y_kND from the pairs' seats."""
-    return y_nD[seat_kN]
+    """y_ND: the sums over the pairs of each token, from their seats. Either is the other's gradient."""
+    return jnp.sum(y_nD[seat_kN], axis=0)
 
 
-_sent.defvjp(lambda x, pair, seat: (_sent(x, pair, seat), seat), lambda seat, d: (jnp.sum(d[seat], axis=0), None, None))
-_returned.defvjp(
-    lambda y, pair, seat: (_returned(y, pair, seat), pair),
-    lambda pair, d: (d.reshape(-1, d.shape[-1])[pair], None, None),
-)
+_sent.defvjp(lambda *a: (_sent(*a), a[1:]), lambda seats, dx_nD: (_returned(dx_nD, *seats), None, None))
+_returned.defvjp(lambda *a: (_returned(*a), a[1:]), lambda seats, dy_ND: (_sent(dy_ND, *seats), None, None))
 
 
 def _up_to_capacity(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Array:

@@ -279,17 +279,19 @@ def _sent(config: RunConfig, devices: int) -> float:
     tokens = config.batch.rows * config.data.sequence_length / shards(config, devices, "batch", "length")
     blocks = [b for s in _stacks(config) for b in s.blocks]
     sent += ring["tensor"] * tokens * sizes["context"] * config.model.d_model * 2 * len(blocks) * 12
-    return sent + sum(_exchanged(b, config, sizes, tokens) for b in blocks) + _passed(config, sizes, tokens)
+    exchanged = sum(_exchanged(b, s.remat, config, sizes, tokens) for s in _stacks(config) for b in s.blocks)
+    return sent + exchanged + _passed(config, sizes, tokens)
 
 
-def _exchanged(block: BlockConfig, config: RunConfig, sizes, tokens: float) -> float:
-    """Of one block: keys and values twice, their gradients once in f32; tokens to other experts and back, and their
-    gradients."""
+def _exchanged(block: BlockConfig, remat: Remat | None, config: RunConfig, sizes, tokens: float) -> float:
+    """Of one block: keys and values twice, their gradients once in f32; tokens to other experts, once more if
+    those compute again, and back, and their gradients."""
     tensors, sent = accounting.tensors(block, config.model.d_model), 0.0
     if (context := sizes["context"]) > 1:
         sent += (context - 1) * tokens * (tensors["key"] + tensors["value"]) / sizes["tensor"] * (2 + 2 + 4)
     if (expert := sizes["expert"]) > 1 and isinstance(block.mlp, MoeConfig):
-        sent += 4 * (expert - 1) / expert * block.mlp.router.top_k * tokens * config.model.d_model * 2
+        times = (4 if remat is None else 5) * block.mlp.router.top_k
+        sent += times * (expert - 1) / expert * tokens * config.model.d_model * 2
     return sent
 
 

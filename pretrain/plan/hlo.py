@@ -67,6 +67,8 @@ class Program:
     collectives: list[Collective] = field(default_factory=list)
     endless: int = 0
     """Loops whose turns are not known; they count once."""
+    seldom: int = 0
+    """Loops that an even load of the experts never enters; they count as nothing."""
 
 
 def read(text: str, nodes: Sequence[int] = ()) -> Program:
@@ -173,8 +175,10 @@ class _Walk:
 
     def _loop(self, o: Operation, times: float, hidden: bool) -> None:
         body, turns = loop(o, self.computations)
-        self.program.endless += not turns
-        self.visit(body, times * max(turns, 1), scope=f"{o.name}/{body}", fused=False, hidden=hidden)
+        self.program.endless += turns is None
+        self.program.seldom += turns == 0
+        if turns != 0:
+            self.visit(body, times * (turns or 1), scope=f"{o.name}/{body}", fused=False, hidden=hidden)
 
     def _spread(self, o: Operation) -> bool:
         """Whether a collective in it is one that computation hides."""
@@ -215,26 +219,30 @@ def wire(o: Operation, kind: str, shapes: dict[str, str]) -> float:
     )
 
 
-def loop(o: Operation, computations: dict[str, list[Operation]]) -> tuple[str, float]:
-    """The body of a loop and its turns; 0 where they are not known."""
+def loop(o: Operation, computations: dict[str, list[Operation]]) -> tuple[str, float | None]:
+    """The body of a loop and its turns; None where they are not known."""
+    from pretrain.sharding.expert import SELDOM
+
     body, condition = (re.search(rf"{k}=%([\w.\-]+)", o.attributes) for k in ("body", "condition"))
     assert body is not None
+    if re.search(rf'op_name="[^"]*\b{SELDOM}\b', o.attributes):
+        return body[1], 0
     turns = _number(r'"known_trip_count":\{"n":"(\d+)"', o.attributes)
-    return body[1], turns or (_turns(computations.get(condition[1], [])) if condition else 0)
+    return body[1], turns or (_turns(computations.get(condition[1], [])) if condition else None)
 
 
-def _turns(condition: list[Operation]) -> float:
-    """Of a loop that counts from 0 up to a constant; 0 where it is another."""
+def _turns(condition: list[Operation]) -> float | None:
+    """Of a loop that counts from 0 up to a constant; None where it is another."""
     operations = {o.name: o for o in condition}
     for o in operations.values():
         if o.code == "compare" and "direction=LT" in o.attributes:
             bounds = [operations[n] for n in o.operands if n in operations and operations[n].code == "constant"]
-            return float(bounds[0].literal) if bounds and bounds[0].literal.isdigit() else 0
+            return float(bounds[0].literal) if bounds and bounds[0].literal.isdigit() else None
         if o.code == "fusion":
             constants = [n for n in o.operands if n in operations and operations[n].code == "constant"]
             if len(constants) == 1 and operations[constants[0]].literal.isdigit():
                 return float(operations[constants[0]].literal)
-    return 0
+    return None
 
 
 def called(o: Operation) -> Iterator[str]:

@@ -104,6 +104,7 @@ def assembled(config: RunConfig, on: Slice, facts: dict[str, Any] | None) -> dic
         "model_flops": work.model_flops,
         "collectives": _collectives(program),
         "loops_without_turns": program.get("endless", 0),
+        "loops_not_entered": program.get("seldom", 0),
         "compile_seconds": (facts or {}).get("compile_seconds"),
         "cached": (facts or {}).get("cached", False),
         "notes": [_no_faster(matmul, on) for matmul in sorted(work.narrow) if on.chip.times(matmul) == 1],

@@ -72,6 +72,9 @@ def _network(plan: dict[str, Any]) -> list[str]:
         out.append(f" {head:<13}{c['kind']} x {c['count']:,.0f} over {over}: {c['bytes'] / 1e9:.3g} GB, {waits}")
     if plan["loops_without_turns"]:
         out.append(f" {'':<13}{plan['loops_without_turns']} loops say no number of turns and count once")
+    if plan["loops_not_entered"]:
+        seldom = f"{plan['loops_not_entered']} loops for more count as nothing"
+        out.append(f" {'':<13}experts are taken to have an even load: {seldom}")
     return out
 
 

@@ -50,7 +50,8 @@ class _Clock:
             kind = o.code.removesuffix("-start").removesuffix("-done")
             if o.code == "while":
                 body, turns = hlo.loop(o, self.computations)
-                spent.add(self.walk(body), max(turns, 1))
+                if turns != 0:
+                    spent.add(self.walk(body), turns or 1)
             elif o.code in ("conditional", "call"):
                 branches = [self.walk(c) for c in hlo.called(o)]
                 spent.add(max(branches, key=lambda s: s.total, default=Seconds()))

@@ -44,38 +44,62 @@ def test_rows_visit_what_works_on_them_however_many_there_are(skew, monkeypatch)
         kind[1] = 0
     kind = jnp.asarray(np.sort(kind, axis=1)).reshape(-1)
     x = jnp.asarray(rng.normal(size=(4 * N, WIDTH)), jnp.float32)
+    factor = jnp.asarray(rng.normal(size=4 * N), jnp.float32)
     weigh = jnp.asarray(rng.normal(size=(4 * N, WIDTH)), jnp.float32)
     w = {name: jnp.asarray(rng.normal(size=(KINDS, WIDTH, WIDTH)), jnp.float32) for name in ("in", "out")}
 
-    def into(w, x_cD, kind_c, sizes_e):
+    def into(w, x_cD, factor_c, kind_c, sizes_e):
         assert sizes_e.shape == (KINDS // 4,)
-        return {"mlp_up": product(x_cD, w["in"][kind_c], sizes_e)}
+        return {"mlp_up": product(x_cD * jnp.cos(factor_c)[:, None], w["in"][kind_c], sizes_e)}
 
-    def out_of(w, hidden, kind_c, sizes_e):
-        return product(jnp.square(hidden["mlp_up"]), w["out"][kind_c], sizes_e)
+    def out_of(w, hidden, factor_c, kind_c, sizes_e):
+        return product(factor_c[:, None] * jnp.square(hidden["mlp_up"]), w["out"][kind_c], sizes_e)
 
     def product(x_cI, w_cIO, sizes_e):
         """Reads the rows that there are, also backwards."""
         there_c1 = jnp.arange(len(x_cI))[:, None] < jnp.sum(sizes_e)
         return jnp.where(there_c1, jnp.einsum("cI,cIO->cO", jnp.where(there_c1, x_cI, 0), w_cIO), jnp.nan)
 
-    def alone(w, x):
-        y = jnp.einsum("nF,nFD->nD", jnp.square(jnp.einsum("nD,nDF->nF", x, w["in"][kind])), w["out"][kind])
+    def alone(w, x, factor):
+        h = jnp.square(jnp.einsum("nD,nDF->nF", x * jnp.cos(factor)[:, None], w["in"][kind]))
+        y = jnp.einsum("nF,nFD->nD", factor[:, None] * h, w["out"][kind])
         return jnp.sum(y * weigh), y
 
-    def together(w, x, kind, weigh):
-        def run(x, kind, *arrays):
+    def together(w, x, factor, kind, weigh):
+        def run(x, factor, kind, *arrays):
             weights = dict(zip(w, arrays))
-            return expert.visit(expert.Work(into=into, out_of=out_of), weights, x, kind, KINDS, N)
+            return expert.visit(expert.Work(into=into, out_of=out_of), weights, x, factor, kind, KINDS, N)
 
-        of_kinds = ("expert", None, None)
-        y = place.local(run, (("batch", None), ("batch",), of_kinds, of_kinds), ("batch", None))(x, kind, *w.values())
+        axes = (("batch", None), ("batch",), ("batch",), *(place.AtRest(("expert", "embed", None)),) * 2)
+        y = place.local(run, axes, ("batch", None))(x, factor, kind, *w.values())
         return jnp.sum(y * weigh), y
 
-    wanted = jax.grad(alone, argnums=(0, 1), has_aux=True)(w, x)
+    wanted = jax.grad(alone, argnums=(0, 1, 2), has_aux=True)(w, x, factor)
     mesh = MeshConfig(fsdp=1, expert=4)
     built = meshes.build(mesh, jax.devices()[:4])
     with place.use(built, fsdp(), mesh.schedule):
-        whole = jax.device_put((w, x, kind, weigh), jax.sharding.NamedSharding(built, jax.P()))
-        found = jax.jit(jax.grad(together, argnums=(0, 1), has_aux=True), compiler_options=dims.QUICK)(*whole)
+        whole = jax.device_put((w, x, factor, kind, weigh), jax.sharding.NamedSharding(built, jax.P()))
+        found = jax.jit(jax.grad(together, argnums=(0, 1, 2), has_aux=True), compiler_options=dims.QUICK)(*whole)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
+
+
+def test_the_gradient_of_a_weight_that_is_collected_where_it_is_used_is_summed_and_cut_at_once():
+    mesh = MeshConfig(fsdp=2, expert=2)
+    built = meshes.build(mesh, jax.devices()[:4])
+    with place.use(built, fsdp(), mesh.schedule):
+        axes = ("expert", "embed", "mlp")
+        w = jax.device_put(jnp.ones((2, 8, 4)), place.stored((2, 8, 4), axes, built))
+        x = jax.device_put(jnp.ones((8, 8)), jax.sharding.NamedSharding(built, place.spec("batch", None)))
+
+        def step(as_given):
+            def use(x, w):
+                assert w.shape == (1, 8, 4), "its expert, whole"
+                return x @ w[0]
+
+            return lambda w: jnp.sum(place.local(use, (("batch", None), as_given), ("batch", None))(x, w))
+
+        at_rest, whole = (jax.jit(jax.grad(step(given))) for given in (place.AtRest(axes), axes))
+        np.testing.assert_array_equal(at_rest(w), whole(w))
+        assert at_rest(w).sharding == w.sharding
+        assert "reduce_scatter" in at_rest.lower(w).as_text()
+        assert "reduce_scatter" not in whole.lower(w).as_text()

@@ -95,6 +95,12 @@ def test_a_loop_without_a_bound_counts_once_and_is_told():
     assert (program.cycles, program.endless) == (1000, 1)
 
 
+def test_a_loop_that_an_even_load_does_not_enter_counts_as_nothing_and_is_told():
+    text = PROGRAM.replace("{known}", ', metadata={op_name="jit(step)/jvp(seldom)/while" source_line=3}')
+    program = hlo.read(text)
+    assert (program.cycles, program.flops, program.endless, program.seldom) == (0, 0, 0, 1)
+
+
 def test_collectives_by_kind_axis_and_whether_they_hide():
     found = {c.kind + "/" + ("hidden" if c.asynchronous else "waits"): c for c in hlo.read(PROGRAM).collectives}
     assert set(found) == {"all-gather/waits", "all-gather/hidden", "all-reduce/waits"}
