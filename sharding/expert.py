@@ -36,21 +36,30 @@ class Work:
 
 
 def visit(
-    work: Work, weights: Weights, x_nD: jax.Array, factor_n: jax.Array, kind_n: jax.Array, kinds: int, most: int
+    work: Work, weights: Weights, x_n: jax.Array, factor_n: jax.Array, kind_n: jax.Array, kinds: int, most: int
 ) -> jax.Array:
-    """y_nD: row by row what `work` makes of them, on the device of their kind.
+    """y_n: row by row what `work` makes of them, on the device of their kind.
 
-    `kind_n` is sorted. On a device kinds count from 0. Nothing is dropped: a device takes rows in parts, for each of
-    which it has places, and the first part is all where devices have about as much to do. What `into` makes of the
-    first part is kept for the backward pass. `most`: a bound of the rows that one device can send to another.
+    Rows may be `in_tiles`; `work` sees them flat. `kind_n` is sorted. On a device kinds count from 0. Nothing is
+    dropped: a device takes rows in parts, for each of which it has places, and the first part is all where devices
+    have about as much to do. What `into` makes of the first part is kept for the backward pass. `most`: a bound of the
+    rows that one device can send to another.
     """
     sizes_E = jnp.sum(kind_n[:, None] == jnp.arange(kinds), axis=0, dtype=jnp.int32)
     if place.devices("expert") == 1:
-        hidden = named(work.into(weights, x_nD, factor_n, kind_n, sizes_E))
+        hidden = named(work.into(weights, x_n, factor_n, kind_n, sizes_E))
         return work.out_of(weights, hidden, factor_n, kind_n, sizes_E)
-    x_nD = place.like(x_nD, *jax.tree.leaves(weights))
-    weights, factor_n = jax.tree.map(lambda w: place.like(w, x_nD), (weights, factor_n))
-    return _visit(work, _places_of_a_part(len(x_nD), most), weights, x_nD, factor_n, sizes_E)
+    x_n = place.like(x_n, *jax.tree.leaves(weights))
+    weights, factor_n = jax.tree.map(lambda w: place.like(w, x_n), (weights, factor_n))
+    return _visit(work, _places_of_a_part(len(x_n), most), weights, x_n, factor_n, sizes_E)
+
+
+def in_tiles(x_nD: jax.Array) -> jax.Array:
+    """Rows as they travel: whole tiles of a TPU, where the width allows it. They go one by one, and one that fills two
+    of eight lines takes three times as long to write."""
+    n, D = x_nD.shape
+    tiled = place.devices("expert") > 1 and place.platform() == "tpu" and D % 1024 == 0
+    return x_nD.reshape(n, 8, D // 8) if tiled else x_nD
 
 
 def _places_of_a_part(rows: int, most: int) -> int:
@@ -63,44 +72,44 @@ def named(hidden: Hidden) -> Hidden:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _visit(work: Work, places: int, weights: Weights, x_nD, factor_n, sizes_E) -> jax.Array:
-    return _forward(work, places, weights, x_nD, factor_n, sizes_E)[0]
+def _visit(work: Work, places: int, weights: Weights, x_n, factor_n, sizes_E) -> jax.Array:
+    return _forward(work, places, weights, x_n, factor_n, sizes_E)[0]
 
 
-def _forward(work: Work, places: int, weights: Weights, x_nD, factor_n, sizes_E):
+def _forward(work: Work, places: int, weights: Weights, x_n, factor_n, sizes_E):
     way = _Way.of(sizes_E)
 
-    def of_part(c, y_nD):
+    def of_part(c, y_n):
         part = way.part(c, places)
-        x_cD, factor_c = part.there(x_nD), part.there(factor_n)
+        x_cD, factor_c = _flat(part.there(x_n)), part.there(factor_n)
         hidden_c = work.into(weights, x_cD, factor_c, *part.what)
-        return part.back(work.out_of(weights, hidden_c, factor_c, *part.what), y_nD), (x_cD, factor_c, named(hidden_c))
+        return part.back(work.out_of(weights, hidden_c, factor_c, *part.what), y_n), (x_cD, factor_c, named(hidden_c))
 
-    y_nD, first = of_part(0, _empty(len(x_nD), x_nD))
+    y_n, first = of_part(0, _empty(len(x_n), x_n))
     with jax.named_scope(SELDOM):
-        y_nD = jax.lax.fori_loop(1, way.parts(places), lambda c, y_nD: of_part(c, y_nD)[0], y_nD)
-    return y_nD, (weights, x_nD, factor_n, way, first)
+        y_n = jax.lax.fori_loop(1, way.parts(places), lambda c, y_n: of_part(c, y_n)[0], y_n)
+    return y_n, (weights, x_n, factor_n, way, first)
 
 
-def _backward(work: Work, places: int, residuals, dy_nD: jax.Array):
-    weights, x_nD, factor_n, way, first = residuals
+def _backward(work: Work, places: int, residuals, dy_n: jax.Array):
+    weights, x_n, factor_n, way, first = residuals
 
-    def of_part(part, x_cD, factor_c, hidden_c, dx_nD, dfactor_n):
+    def of_part(part, x_cD, factor_c, hidden_c, dx_n, dfactor_n):
         _, pull = jax.vjp(lambda w, h, f: work.out_of(w, h, f, *part.what), weights, hidden_c, factor_c)
-        dw, dhidden_c, dfactor_c = pull(part.there(dy_nD))
+        dw, dhidden_c, dfactor_c = pull(_flat(part.there(dy_n)))
         _, pull = jax.vjp(lambda w, x, f: work.into(w, x, f, *part.what), weights, x_cD, factor_c)
         more_dw, dx_cD, more_dfactor_c = pull(dhidden_c)
         dw = jax.tree.map(jnp.add, dw, more_dw)
-        return dw, part.back(dx_cD, dx_nD), part.back(dfactor_c + more_dfactor_c, dfactor_n)
+        return dw, part.back(dx_cD, dx_n), part.back(dfactor_c + more_dfactor_c, dfactor_n)
 
     def another(c, gradients):
         part = way.part(c, places)
-        x_cD, factor_c = part.there(x_nD), part.there(factor_n)
+        x_cD, factor_c = _flat(part.there(x_n)), part.there(factor_n)
         hidden_c = work.into(weights, x_cD, factor_c, *part.what)
         dw, *of_rows = of_part(part, x_cD, factor_c, hidden_c, *gradients[1:])
         return jax.tree.map(jnp.add, gradients[0], dw), *of_rows
 
-    gradients = of_part(way.part(0, places), *first, *(_empty(len(dy_nD), x) for x in (dy_nD, factor_n)))
+    gradients = of_part(way.part(0, places), *first, *(_empty(len(dy_n), x) for x in (dy_n, factor_n)))
     with jax.named_scope(SELDOM):
         gradients = jax.lax.fori_loop(1, way.parts(places), another, gradients)
     return *gradients, None
@@ -185,7 +194,11 @@ class _Part:
         return _moved(x_n, _empty(self.places, x_n), self.home_Xe, self.here_Xe)
 
     def back(self, y_c: jax.Array, y_n: jax.Array) -> jax.Array:
-        return _moved(y_c, y_n, self.here_Xe, self.home_Xe)
+        return _moved(y_c.reshape(-1, *y_n.shape[1:]), y_n, self.here_Xe, self.home_Xe)
+
+
+def _flat(x_c: jax.Array) -> jax.Array:
+    return x_c.reshape(len(x_c), -1)
 
 
 def _empty(rows: int, like_n: jax.Array) -> jax.Array:
@@ -211,9 +224,7 @@ def _moved(x_n: jax.Array, out_m: jax.Array, sent_Xe, taken_Xe) -> jax.Array:
     """
     axes, kinds = place.mesh_axes("expert"), sent_Xe[0].shape[1]
     if place.platform() != "cpu" and x_n.ndim > 1:
-        given = (s.reshape(-1) for s in (*sent_Xe, taken_Xe[1]))
-        x, out = (_in_tiles(x) for x in (x_n, out_m))
-        return jax.lax.ragged_all_to_all(x, out, *given, axis_name=axes).reshape(out_m.shape)
+        return jax.lax.ragged_all_to_all(x_n, out_m, *(s.reshape(-1) for s in (*sent_Xe, taken_Xe[1])), axis_name=axes)
     x_Xn = jax.lax.all_gather(x_n, axes)
     first_c, come_c, from_c = (s.reshape(-1) for s in taken_Xe)
     row_m = jnp.arange(len(out_m))
@@ -222,13 +233,6 @@ def _moved(x_n: jax.Array, out_m: jax.Array, sent_Xe, taken_Xe) -> jax.Array:
     x_m = x_Xn[c_m // kinds, from_c[c_m] + row_m - first_c[c_m]]
     there_m = jnp.any(in_mc, axis=1).reshape(-1, *(1,) * (x_m.ndim - 1))
     return jnp.where(there_m, x_m, out_m)
-
-
-def _in_tiles(x_nD: jax.Array) -> jax.Array:
-    """Rows that are whole tiles of a TPU, where the width allows it: they travel one by one, and one that fills two of
-    eight lines takes three times as long to write."""
-    n, D = x_nD.shape
-    return x_nD.reshape(n, 8, D // 8) if D % 1024 == 0 else x_nD
 
 
 def scatter(x_BE: jax.Array) -> jax.Array:

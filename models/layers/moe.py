@@ -183,9 +183,9 @@ def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Arr
         return y_mD + (bias_mD if c.router.on_input else bias_mD * weights_m[:, None])
 
     work, most = expert.Work(into=into, out_of=out_of), len(x_ND) * min(k, len(w["up"]))  # k different experts a token
-    x_nD = _sent(x_ND, pair_n, seat_kN)
-    y_nD = expert.visit(work, w, x_nD, weights_n[pair_n], ids_n[pair_n], c.experts, most)
-    return _returned(y_nD, pair_n, seat_kN).reshape(x_BTD.shape)
+    x_n = _sent(expert.in_tiles(x_ND), pair_n, seat_kN)
+    y_n = expert.visit(work, w, x_n, weights_n[pair_n], ids_n[pair_n], c.experts, most)
+    return _returned(y_n, pair_n, seat_kN).reshape(x_BTD.shape)
 
 
 def _by_choice(x_BTK: jax.Array) -> jax.Array:
@@ -193,19 +193,19 @@ def _by_choice(x_BTK: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _sent(x_ND: jax.Array, pair_n: jax.Array, seat_kN: jax.Array) -> jax.Array:
-    """x_nD of the pairs in this order. Each pair has one seat: the gradient too is gathered, not scattered."""
-    return x_ND[pair_n % len(x_ND)]
+def _sent(x_N: jax.Array, pair_n: jax.Array, seat_kN: jax.Array) -> jax.Array:
+    """x_n: the rows of the pairs in this order. Each has one seat: the gradient too is gathered, not scattered."""
+    return x_N[pair_n % len(x_N)]
 
 
 @jax.custom_vjp
-def _returned(y_nD: jax.Array, pair_n: jax.Array, seat_kN: jax.Array) -> jax.Array:
-    """y_ND: the sums over the pairs of each token, from their seats. Either is the other's gradient."""
-    return jnp.sum(y_nD[seat_kN], axis=0)
+def _returned(y_n: jax.Array, pair_n: jax.Array, seat_kN: jax.Array) -> jax.Array:
+    """y_N: the sums over the pairs of each token, from their seats. Either is the other's gradient."""
+    return jnp.sum(y_n[seat_kN], axis=0)
 
 
-_sent.defvjp(lambda *a: (_sent(*a), a[1:]), lambda seats, dx_nD: (_returned(dx_nD, *seats), None, None))
-_returned.defvjp(lambda *a: (_returned(*a), a[1:]), lambda seats, dy_ND: (_sent(dy_ND, *seats), None, None))
+_sent.defvjp(lambda *a: (_sent(*a), a[1:]), lambda seats, dx_n: (_returned(dx_n, *seats), None, None))
+_returned.defvjp(lambda *a: (_returned(*a), a[1:]), lambda seats, dy_N: (_sent(dy_N, *seats), None, None))
 
 
 def _up_to_capacity(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Array:
