@@ -14,7 +14,7 @@ from pretrain.models.config import MlaConfig
 from pretrain.models.init import Init, weight
 from pretrain.models.layers.attention import mix, write
 from pretrain.models.layers.norms import Norm
-from pretrain.models.layers.positions import rotate
+from pretrain.models.layers.positions import Table, apart, rotate
 from pretrain.models.layers.rows import Rows
 from pretrain.sharding import place
 
@@ -49,11 +49,9 @@ class LatentAttention(nnx.Module):
         """Returns (y_BTD, cache)."""
         c, dtype = self.config, x_BTD.dtype
         x_BTD = place.constrain(x_BTD, "batch", "length", "features")
-        table, interleaved = rows.ropes[c.rotary], c.position.interleaved
-        q_BTKH = place.project(self._queries(x_BTD), weight(self.query, dtype), *HEADS)
-        q_BTKN, q_BTKP = q_BTKH[..., : c.nope_dim], rotate(q_BTKH[..., c.nope_dim :], table, interleaved)
         latent_BSR = self.latent_norm(_down(x_BTD, self.latent_down, self.latent_bias))
-        rotary_BSP = rotate(_down(x_BTD, self.rotary_key, self.rotary_bias), table, interleaved)
+        table = rows.ropes[c.rotary]
+        q_BTKN, q_BTKP, rotary_BSP = self._turned(self._queries(x_BTD), x_BTD, table, cut_maps=cache is None)
         latent_BSR, rotary_BSP = checkpoint_name(latent_BSR, "value"), checkpoint_name(rotary_BSP, "key")
         if cache is not None:
             cache = Latents(
@@ -69,6 +67,24 @@ class LatentAttention(nnx.Module):
         if self.out_bias is not None:
             y_BTD = y_BTD + weight(self.out_bias, dtype)
         return checkpoint_name(y_BTD, "attention_out"), cache
+
+    def _turned(self, queries_BTR: jax.Array, x_BTD: jax.Array, table: Table, cut_maps: bool):
+        """(q_BTKN, q_BTKP, rotary_BSP). `cut_maps`: rather than their results, which are larger with many tokens."""
+        c, dtype, neighbours = self.config, x_BTD.dtype, self.config.position.interleaved
+        query, key = weight(self.query, dtype), weight(self.rotary_key, dtype)
+        bias = None if self.rotary_bias is None else weight(self.rotary_bias, dtype)
+        if cut_maps:
+            plain, rotary = query[..., : c.nope_dim], query[..., c.nope_dim :]
+            if neighbours:
+                rotary, key = apart(rotary, table), apart(key, table)
+                bias, neighbours = None if bias is None else apart(bias, table), False
+            q_BTKN, q_BTKP = (place.project(queries_BTR, w, *HEADS) for w in (plain, rotary))
+        else:
+            q_BTKH = place.project(queries_BTR, query, *HEADS)
+            q_BTKN, q_BTKP = q_BTKH[..., : c.nope_dim], q_BTKH[..., c.nope_dim :]
+        rotary_BSP = place.project(x_BTD, key, *LATENT)
+        rotary_BSP = rotary_BSP if bias is None else rotary_BSP + bias
+        return q_BTKN, rotate(q_BTKP, table, neighbours), rotate(rotary_BSP, table, neighbours)
 
     def fuse(self) -> None:
         """Nothing to join: the maps read different things."""
