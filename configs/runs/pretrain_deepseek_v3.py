@@ -1,4 +1,4 @@
-"""DeepSeek-V3 (DeepSeek-AI 2024b, arXiv:2412.19437, sections 3.3 and 4.2) on 512 chips of v5p, two of which share the
+"""DeepSeek-V3 (DeepSeek-AI 2024b, arXiv:2412.19437, sections 3.3 and 4.2) on 512 chips of v5p, 16 of which share the
 experts: 14.8 trillion tokens in batches of 63 million, each in 15 parts."""
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ def run() -> RunConfig:
         optimizer=OptimizerConfig(kind=moments, peak_lr=2.2e-4, schedule=WSD(warmup_steps=2000, decay=decay)),
         objective=NextToken(loss=LossConfig(chunk=512)),
         batch=BatchConfig(rows=ROWS, accumulate=15),
-        mesh=MeshConfig(expert=2),
+        mesh=MeshConfig(expert=16),
         steps=STEPS,
         checkpoint=CheckpointConfig(every=100, keep_latest=3),
         evals=EvalConfig(every=100, batches=32),

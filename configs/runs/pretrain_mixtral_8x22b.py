@@ -1,4 +1,4 @@
-"""Mixtral 8x22B (Mistral AI 2024, release 0.1) on 256 chips of v5p, two of which share the experts: a trillion tokens
+"""Mixtral 8x22B (Mistral AI 2024, release 0.1) on 256 chips of v5p, 8 of which share the experts: a trillion tokens
 in batches of 4 million. Its authors published neither their tokens nor their rates; these are of
 Llama 2 70B."""
 
@@ -31,7 +31,7 @@ def run() -> RunConfig:
         optimizer=OptimizerConfig(peak_lr=1.5e-4, schedule=Cosine(warmup_steps=2000)),
         objective=NextToken(loss=LossConfig(chunk=512)),
         batch=BatchConfig(rows=ROWS),
-        mesh=MeshConfig(expert=2),
+        mesh=MeshConfig(expert=8),
         steps=STEPS,
         checkpoint=CheckpointConfig(every=1000, keep_latest=3),
         evals=EvalConfig(every=1000, batches=32),
