@@ -103,14 +103,15 @@ def weight(param, dtype: jnp.dtype) -> jax.Array:
     return place.gather(value, param.axes[-value.ndim :] if value.ndim else (), dtype)
 
 
-def at_rest(param, dtype: jnp.dtype) -> tuple[jax.Array, place.AtRest | place.Axes]:
-    """The same as it is stored, with the axes for `place.local` to collect it. What a module makes lies as it is
-    used."""
+def at_rest(param, dtype: jnp.dtype, used: place.Axes) -> tuple[jax.Array, place.AtRest | place.Axes]:
+    """The same as it is stored, with the axes for `place.local` to collect it. What is made, or was collected before,
+    as it is used."""
     if not isinstance(param, nnx.Variable):
-        made = param.weight(dtype)
-        return made, tuple(param.axes[-made.ndim :])
+        return param.weight(dtype), used
     value = param[...]
-    return value.astype(dtype), place.AtRest(tuple(param.axes[-value.ndim :]))
+    stored = tuple(param.axes[-value.ndim :])
+    stays = place.whole() or jax.typeof(value).sharding.spec == place.stored_spec(value.shape, stored)
+    return value.astype(dtype), place.AtRest(stored, used) if stays else used
 
 
 class Blocked(nnx.Module):

@@ -171,23 +171,24 @@ class AtRest:
     """Of an argument of `local` that comes as a parameter is stored: every device collects of it what it uses. Its
     gradient is then summed and cut in one, where that of an argument which comes whole is summed whole."""
 
-    axes: Axes
+    stored: Axes
+    used: Axes
 
-    @property
-    def lies(self) -> tuple[tuple[str, ...], ...]:
-        """Mesh axes of each dimension: those along which it is used, then those over which it is collected."""
-        stored = assign(self.axes, _rules.get().stored, _sizes())
-        lies = tuple(s if s[: len(u)] == u else u for s, u in zip(stored, self.used))
+    def lies(self, cut: set[str]) -> tuple[tuple[str, ...], ...]:
+        """Mesh axes of each dimension: those along which it is used, then those over which it is collected, where the
+        results are `cut` along these and no other dimension is."""
+        stored, used = assign(self.stored, _rules.get().stored, _sizes()), self.uses
+        lies = tuple(s if s[: len(u)] == u and cut.issuperset(s[len(u) :]) else u for s, u in zip(stored, used))
         flat = [m for dimension in lies for m in dimension]
-        return lies if len(set(flat)) == len(flat) else self.used
+        return lies if len(set(flat)) == len(flat) else used
 
     @property
-    def used(self) -> tuple[tuple[str, ...], ...]:
-        return assign(self.axes, _rules.get().used, _sizes())
+    def uses(self) -> tuple[tuple[str, ...], ...]:
+        return assign(self.used, _rules.get().used, _sizes())
 
-    def collect(self, w: jax.Array) -> jax.Array:
-        for i, (lies, inner) in enumerate(zip(self.lies, self.used)):
-            if over := lies[len(inner) :]:
+    def collect(self, w: jax.Array, cut: set[str]) -> jax.Array:
+        for i, (lies, used) in enumerate(zip(self.lies(cut), self.uses)):
+            if over := lies[len(used) :]:
                 w = jax.lax.all_gather(w, over, axis=i, tiled=True)
         return w
 
@@ -198,28 +199,25 @@ def local(function: Callable, in_axes: tuple[Axes | AtRest | None, ...], out_axe
         return function
     several = any(isinstance(a, tuple) for a in out_axes)
     out_specs = tuple(spec(*a) for a in out_axes) if several else spec(*out_axes)  # type: ignore
-    in_specs = tuple(_lying(a) for a in in_axes)
+    cut = set(jax.tree.leaves([tuple(s) for s in (out_specs if several else (out_specs,))]))
+    in_specs = tuple(
+        P(*(m or None for m in a.lies(cut))) if isinstance(a, AtRest) else spec(*(a or ())) for a in in_axes
+    )
     told = platform() != "tpu"  # a Pallas kernel does not say over which mesh axes its results vary
 
     def own(*arguments):
-        return function(*(a.collect(x) if isinstance(a, AtRest) else x for x, a in zip(arguments, in_axes)))
+        return function(*(a.collect(x, cut) if isinstance(a, AtRest) else x for x, a in zip(arguments, in_axes)))
 
     mapped = jax.shard_map(own, in_specs=in_specs, out_specs=out_specs, check_vma=told)
     if (stage := _stage.get()) is not None:
         mapped = _on_each_stage(mapped, own, in_specs, out_specs, stage, told)
 
-    def run(*arguments):
-        return mapped(*(jax.tree.map(lambda x, a=a: _laid(x, a), x) for x, a in zip(arguments, in_axes)))
+    def laid(x, axes, layout):
+        if isinstance(axes, AtRest):
+            return jax.sharding.reshard(x, layout)
+        return jax.tree.map(lambda x: constrain(x, *(axes or ())), x)
 
-    return run
-
-
-def _lying(axes: Axes | AtRest | None) -> P:
-    return P(*(m or None for m in axes.lies)) if isinstance(axes, AtRest) else spec(*(axes or ()))
-
-
-def _laid(x: jax.Array, axes: Axes | AtRest | None) -> jax.Array:
-    return jax.sharding.reshard(x, _lying(axes)) if isinstance(axes, AtRest) else constrain(x, *(axes or ()))
+    return lambda *arguments: mapped(*(laid(*given) for given in zip(arguments, in_axes, in_specs)))
 
 
 def _on_each_stage(

@@ -2,7 +2,7 @@
 
 On TPU the kernel of MegaBlocks (Gale et al. 2022, arXiv:2211.15841) that JAX brings, or tokamax's. XLA's compilers for
 CPU and GPU multiply every row by every matrix and mask, so there rows are laid out in blocks of one group each, and
-each block is an ordinary product.
+each block is an ordinary product. So is everywhere that of a device with one expert.
 
 n = rows sorted by group, E = groups, b = rows of a block, j = blocks.
 """
@@ -30,6 +30,9 @@ def grouped_matmul(x_nI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax
     Rows after these may be anything, and so may what becomes of them, here and in the backward pass: nobody reads it.
     """
     platform = place.platform()
+    if len(w_EIO) == 1:
+        there_n1 = there(x_nI, sizes_E)
+        return jnp.where(there_n1, jnp.where(there_n1, x_nI, 0) @ w_EIO[0], 0)
     if platform == "tpu" and all(n % 128 == 0 for n in (*x_nI.shape, w_EIO.shape[2])):
         return tiled(x_nI, w_EIO, sizes_E, place.schedule().kernels, False)
     if platform == "tpu":  # JAX asks for a layout within a stage of a pipeline, and takes it nowhere without a mesh

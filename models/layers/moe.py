@@ -53,8 +53,10 @@ class Moe(nnx.Module):
         balance_E = None if self.balance is None else weight(self.balance, jnp.float32)
         routed = place.local(lambda x, b: route(c.router, x, b), (CHOICE, (None,)), (CHOICE, CHOICE))
         weights_BTK, ids_BTK = routed(logits_BTE, balance_E)
-        names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-        have = {name: at_rest(p, dtype) for name in names if (p := getattr(self, name)) is not None}
+        wide, narrow = ("expert", None, "mlp"), ("expert", "mlp", None)
+        used = {"up": wide, "gate": wide, "down": narrow, "down_bias": ("expert", None)}
+        used |= dict.fromkeys(("up_bias", "gate_bias"), ("expert", "mlp"))
+        have = {name: at_rest(p, dtype, axes) for name, axes in used.items() if (p := getattr(self, name)) is not None}
 
         def experts(x, weights, ids, there, *arrays):
             w = dict(zip(have, arrays, strict=True))
@@ -173,7 +175,7 @@ def _everyone(c: MoeConfig, x_BTD, weights_BTK, ids_BTK, there_BT, w) -> jax.Arr
         return _into(c, w, lambda kernel: grouped_matmul(x_mD, kernel, sizes_E), biased)
 
     def out_of(w, hidden, weights_m, expert_m, sizes_E):
-        # Weighed before the product: a gradient of the weights then needs no result of an expert.
+        # Weighed before the product: gradients of the router's weights then need no result of an expert.
         h_mF = _activate(c, hidden) if c.router.on_input else _activate(c, hidden) * weights_m[:, None]
         y_mD = grouped_matmul(h_mF, w["down"], sizes_E)
         if "down_bias" not in w:

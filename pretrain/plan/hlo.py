@@ -220,7 +220,7 @@ def wire(o: Operation, kind: str, shapes: dict[str, str]) -> float:
 
 
 def loop(o: Operation, computations: dict[str, list[Operation]]) -> tuple[str, float | None]:
-    """The body of a loop and its turns; None where they are not known."""
+    """The body of a loop and its turns: None where they are not known, 0 where an even load does not enter it."""
     from pretrain.sharding.expert import SELDOM
 
     body, condition = (re.search(rf"{k}=%([\w.\-]+)", o.attributes) for k in ("body", "condition"))

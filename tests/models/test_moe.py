@@ -155,6 +155,13 @@ def test_blocks_read_no_row_after_the_last_group(block):
         of_groups_alone(lambda *a: grouped.blocked(*a, block), 384, sizes)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_one_expert_is_an_ordinary_product(platform, monkeypatch):
+    monkeypatch.setattr(grouped.place, "platform", lambda: platform)
+    for sizes in ([384], [100], [0]):
+        of_groups_alone(grouped.grouped_matmul, 384, sizes)
+
+
 def as_if_on_tpu():
     """tokamax asks for which chip its kernels are."""
     chip = jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu")

@@ -316,6 +316,17 @@ def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'pretrain[tpu]'")
+def test_more_devices_that_share_experts_take_no_more_memory(tmp_path, monkeypatch):
+    """The worst case, in which all tokens go to one of them, has eight times as many as an even load."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = run("runs.smoke_mixtral")
+    meshes = (MeshConfig(expert=n) for n in (2, 8))
+    two, eight = (plan(replace(config, mesh=mesh), parse("v5e:2x4"))["memory"] for mesh in meshes)
+    assert eight["temporaries_bytes"] < 1.1 * two["temporaries_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'pretrain[tpu]'")
 @pytest.mark.parametrize(
     "mesh",
     [MeshConfig(context=4), MeshConfig(context=2, stage=2), MeshConfig(context=4, attention="ring")],
