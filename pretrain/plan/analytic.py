@@ -263,24 +263,30 @@ def _again(block: BlockConfig, remat: Remat | None, config: RunConfig) -> tuple[
 def _sent(config: RunConfig, devices: int) -> float:
     """Bytes that leave a device: weights gathered forwards and backwards, gradients summed, activations of tensor
     parallelism between blocks; keys and values of shared rows, tokens to experts, micro-batches to the next stage."""
-    sizes, total = config.mesh.shape(devices), accounting.parameters(config.model).total
-    rules, again = resolved(config.rules), config.batch.accumulate
+    sizes, experts = config.mesh.shape(devices), sum(_experts(b, config) for s in _stacks(config) for b in s.blocks)
     ring = {axis: (n - 1) / n for axis, n in sizes.items()}
-    total -= (1 - 1 / sizes["expert"]) * sum(_experts(b, config) for s in _stacks(config) for b in s.blocks)
-    whole = total / sizes["tensor"] if "kv_heads" in rules.used else total
-    whole /= sizes["stage"]
-    parts = math.prod(sizes[m] for m in rules.stored.get("embed", ()))
-    copies = math.prod(sizes[m] for m in ("data", "expert") if m in rules.used.get("batch", ()))
-    if parts > 1:
-        sent = again * (parts - 1) / parts * whole * 2 * (2 + 2)
-    else:
-        sent = again * ring["fsdp"] * whole * 4 * 2
-    sent += again * (copies - 1) / copies * 2 * 4 * whole / sizes["fsdp"]
+    others = accounting.parameters(config.model).total - experts
+    sent = _weights_sent(others, ("data", "expert"), 2 + 2, config, sizes)
+    sent += _weights_sent(experts / sizes["expert"], ("data",), 2 + 1, config, sizes)
     tokens = config.batch.rows * config.data.sequence_length / shards(config, devices, "batch", "length")
     blocks = [b for s in _stacks(config) for b in s.blocks]
     sent += ring["tensor"] * tokens * sizes["context"] * config.model.d_model * 2 * len(blocks) * 12
     exchanged = sum(_exchanged(b, s.remat, config, sizes, tokens) for s in _stacks(config) for b in s.blocks)
     return sent + exchanged + _passed(config, sizes, tokens)
+
+
+def _weights_sent(whole: float, copied: tuple[str, ...], times: int, config: RunConfig, sizes) -> float:
+    """Of so many parameters, of which the devices along `copied` have copies: gathered twice in bf16, and their
+    gradients all-reduced, or in `times` counted once, reduce-scattered."""
+    rules, again = resolved(config.rules), config.batch.accumulate
+    whole /= sizes["stage"] * (sizes["tensor"] if "kv_heads" in rules.used else 1)
+    parts = math.prod(sizes[m] for m in rules.stored.get("embed", ()))
+    copies = math.prod(sizes[m] for m in copied if m in rules.used.get("batch", ()))
+    if parts > 1:
+        sent = again * (parts - 1) / parts * whole * 2 * times
+    else:
+        sent = again * (sizes["fsdp"] - 1) / sizes["fsdp"] * whole * 4 * 2
+    return sent + again * (copies - 1) / copies * 2 * 4 * whole / sizes["fsdp"]
 
 
 def _exchanged(block: BlockConfig, remat: Remat | None, config: RunConfig, sizes, tokens: float) -> float:

@@ -81,12 +81,15 @@ GPTOSS = replace(
 )
 
 
+LLAMA4 = replace(MIXTURE, router=c.RouterConfig(top_k=1, score="sigmoid", normalise=False, on_input=True))
+
+
 def odd() -> c.TransformerConfig:
     """A layer for each mechanism that no other family here has."""
     chunked = replace(HEADS, chunk=4, qk_norm=RMS, qk_norm_over="all", growth=c.QueryGrowth(floor=2.0), softcap=9.0)
     mixers = {
         replace(HEADS, sinks=True, window=5, bias=True): GPTOSS,
-        chunked: MLP,
+        chunked: LLAMA4,
         replace(HEADS, position=c.Alibi()): MLP,
     }
     pattern = tuple(c.BlockConfig(mixer=mixer, mlp=mlp, pre=RMS) for mixer, mlp in mixers.items())

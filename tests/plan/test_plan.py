@@ -58,10 +58,10 @@ def test_bytes_of_parameters_and_optimizer_are_those_of_a_run(name, mesh, rules)
 
 
 def test_every_large_parameter_is_cut_over_all_devices_at_rest():
-    """DeepSeek's low-rank maps too; a tenth more is what is cut over `fsdp` but not over `expert`."""
-    config = replace(run("runs.pretrain_deepseek_v3"), mesh=MeshConfig(expert=2))
-    whole = 4 * accounting.parameters(config.model).total
-    assert analytic.stored(config, 512)["parameters"] < 1.2 * whole / 512
+    """DeepSeek's low-rank maps too. Only experts are cut over `expert`: there are 17 billion other parameters."""
+    config = run("runs.pretrain_deepseek_v3")
+    total, others = accounting.parameters(config.model).total, 17.5e9
+    assert analytic.stored(config, 512)["parameters"] < 1.05 * 4 * (total + others * (config.mesh.expert - 1)) / 512
 
 
 def test_a_plan_has_experts_where_they_are():
@@ -295,8 +295,8 @@ def test_a_tiny_run_compiles_for_a_slice_and_arithmetic_agrees_about_its_arrays(
     [
         MeshConfig(stage=2, expert=2),
         MeshConfig(context=2, expert=2),
-        MeshConfig(expert=8),
-        MeshConfig(expert=8, kernels="tokamax"),
+        MeshConfig(expert=4),
+        MeshConfig(expert=4, kernels="tokamax"),
     ],
 )
 def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_path, monkeypatch, mesh):
@@ -310,6 +310,7 @@ def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_pat
     assert facts is not None
     assert facts["program"]["kernels"] >= 9 * len(config.model.stack.blocks), "three products of experts, each thrice"
     assert any(c["kind"] == "ragged-all-to-all" for c in found["collectives"])
+    assert found["loops_without_turns"] == 0 < found["loops_not_entered"]
     counts = [c["bytes"] for c in found["collectives"] if c["kind"] == "all-to-all" and c["axis"] == "expert"]
     assert sum(counts) < 1e5, "only how many rows there are"
 
@@ -319,10 +320,9 @@ def test_experts_compile_for_a_slice_and_only_rows_that_there_are_travel(tmp_pat
 def test_more_devices_that_share_experts_take_no_more_memory(tmp_path, monkeypatch):
     """The worst case, in which all tokens go to one of them, has eight times as many as an even load."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = run("runs.smoke_mixtral")
-    meshes = (MeshConfig(expert=n) for n in (2, 8))
-    two, eight = (plan(replace(config, mesh=mesh), parse("v5e:2x4"))["memory"] for mesh in meshes)
-    assert eight["temporaries_bytes"] < 1.1 * two["temporaries_bytes"]
+    runs = (replace(run("runs.smoke_mixtral"), mesh=MeshConfig(expert=n)) for n in (2, 8))
+    two, eight = (plan(config, parse("v5e:2x4"))["memory"]["temporaries_bytes"] for config in runs)
+    assert eight < 1.1 * two
 
 
 @pytest.mark.slow
