@@ -81,14 +81,19 @@ def _forward(work: Work, places: int, weights: Weights, x_n, factor_n, sizes_E):
 
     def of_part(c, y_n):
         part = way.part(c, places)
-        x_cD, factor_c = _flat(part.there(x_n)), part.there(factor_n)
-        hidden_c = work.into(weights, x_cD, factor_c, *part.what)
+        x_cD, factor_c, hidden_c = _begun(work, weights, part, x_n, factor_n)
         return part.back(work.out_of(weights, hidden_c, factor_c, *part.what), y_n), (x_cD, factor_c, named(hidden_c))
 
     y_n, first = of_part(0, _empty(len(x_n), x_n))
     with jax.named_scope(SELDOM):
         y_n = jax.lax.fori_loop(1, way.parts(places), lambda c, y_n: of_part(c, y_n)[0], y_n)
     return y_n, (weights, x_n, factor_n, way, first)
+
+
+def _begun(work: Work, weights: Weights, part: "_Part", x_n, factor_n) -> tuple[jax.Array, jax.Array, Hidden]:
+    """(x_cD, factor_c, hidden) of what comes."""
+    x_cD, factor_c = _flat(part.there(x_n)), part.there(factor_n)
+    return x_cD, factor_c, work.into(weights, x_cD, factor_c, *part.what)
 
 
 def _backward(work: Work, places: int, residuals, dy_n: jax.Array):
@@ -104,9 +109,7 @@ def _backward(work: Work, places: int, residuals, dy_n: jax.Array):
 
     def another(c, gradients):
         part = way.part(c, places)
-        x_cD, factor_c = _flat(part.there(x_n)), part.there(factor_n)
-        hidden_c = work.into(weights, x_cD, factor_c, *part.what)
-        dw, *of_rows = of_part(part, x_cD, factor_c, hidden_c, *gradients[1:])
+        dw, *of_rows = of_part(part, *_begun(work, weights, part, x_n, factor_n), *gradients[1:])
         return jax.tree.map(jnp.add, gradients[0], dw), *of_rows
 
     gradients = of_part(way.part(0, places), *first, *(_empty(len(dy_n), x) for x in (dy_n, factor_n)))

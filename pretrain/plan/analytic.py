@@ -276,8 +276,8 @@ def _sent(config: RunConfig, devices: int) -> float:
 
 
 def _weights_sent(whole: float, copied: tuple[str, ...], times: int, config: RunConfig, sizes) -> float:
-    """Of so many parameters, of which the devices along `copied` have copies: gathered twice in bf16, and their
-    gradients all-reduced, or in `times` counted once, reduce-scattered."""
+    """Of so many parameters, of which the devices along `copied` have copies. `times` they pass over the links, in
+    bf16: gathered twice, and their gradients twice if they are all-reduced, once if they are reduce-scattered."""
     rules, again = resolved(config.rules), config.batch.accumulate
     whole /= sizes["stage"] * (sizes["tensor"] if "kv_heads" in rules.used else 1)
     parts = math.prod(sizes[m] for m in rules.stored.get("embed", ()))

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from pretrain.models.init import Init, weight
+from pretrain.models.layers.moe import Moe
 from pretrain.sharding import expert, place
 from pretrain.sharding import mesh as meshes
 from pretrain.sharding.mesh import MeshConfig
@@ -122,3 +125,21 @@ def test_the_gradient_of_a_weight_that_is_collected_where_it_is_used_is_summed_a
         assert at_rest(w).sharding == w.sharding
         assert "reduce_scatter" in at_rest.lower(w).as_text()
         assert "reduce_scatter" not in whole.lower(w).as_text()
+
+
+def test_experts_that_were_collected_before_are_not_collected_again():
+    """As for generation, where a step would otherwise gather every layer's."""
+    config, mesh = dims.ALL["mixtral"], MeshConfig(fsdp=8)
+    built = meshes.build(mesh, jax.devices())
+    with place.use(built, fsdp(), mesh.schedule):
+        layer = nnx.jit(lambda: Moe(config.decoder.pattern[0].mlp, config.d_model, Init.of(config, nnx.Rngs(0))))()
+        x = jax.device_put(jnp.ones((8, 4, config.d_model)), jax.NamedSharding(built, place.spec("batch", None, None)))
+
+        def gathers() -> int:
+            return jax.jit(lambda layer, x: layer(x, None)[0]).lower(layer, x).as_text().count("stablehlo.all_gather")
+
+        assert gathers() == 3
+        for name in ("router", "up", "gate", "down"):
+            param = getattr(layer, name)
+            param.set_value(weight(param, jnp.float32))
+        assert gathers() == 0
